@@ -1,0 +1,176 @@
+//! An object as it is stored, which may be older than the schema that this program knows.
+//!
+//! kube's `DeserializeGuard` serves the same end; it keeps only the metadata of an unreadable object, while
+//! deleting one needs to know whether it was disabled.
+
+use std::borrow::Cow;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, ResourceExt, core::NamespaceResourceScope};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_json::Value;
+
+use super::{AccessKey, AccessKeyStatus, DeletionPolicy, FINALIZER, FORCE_DELETE, Subuser, SubuserStatus};
+
+/// One unreadable object must not stop a watch, so reading one never fails.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stored<K> {
+    /// It reads as `K`.
+    Valid(K),
+    /// It does not.
+    Invalid(Invalid),
+}
+
+/// An object that does not read as its kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invalid {
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// Why it does not read.
+    pub error: String,
+    /// The whole object.
+    pub object: Value,
+}
+
+impl<K> Stored<K> {
+    /// The object, if it reads.
+    pub const fn valid(&self) -> Option<&K> {
+        match self {
+            Self::Valid(object) => Some(object),
+            Self::Invalid(_) => None,
+        }
+    }
+}
+
+impl<K: Resource<Scope = NamespaceResourceScope>> Stored<K> {
+    /// Whether our finalizer is on it.
+    #[must_use]
+    pub fn has_finalizer(&self) -> bool {
+        self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
+    }
+}
+
+impl Stored<AccessKey> {
+    /// Whether it is enabled; what does not say so clearly counts as enabled.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Valid(key) => key.spec.enabled,
+            Self::Invalid(invalid) => invalid.object.pointer("/spec/enabled") != Some(&Value::Bool(false)),
+        }
+    }
+
+    /// Whether deleting it disables it first.
+    #[must_use]
+    pub fn disables_first(&self) -> bool {
+        let forced = self.annotations().get(FORCE_DELETE).is_some_and(|value| value == "true");
+        forced
+            || match self {
+                Self::Valid(key) => key.spec.deletion_policy == DeletionPolicy::DisableFirst,
+                Self::Invalid(invalid) => text(&invalid.object, "/spec/deletionPolicy") == Some("DisableFirst"),
+            }
+    }
+
+    /// Name of the Subuser that it belongs to, where it says so.
+    #[must_use]
+    pub fn subuser_name(&self) -> Option<&str> {
+        match self {
+            Self::Valid(key) => Some(&key.spec.subuser_ref.name),
+            Self::Invalid(invalid) => text(&invalid.object, "/spec/subuserRef/name"),
+        }
+    }
+
+    /// Name of the Secret that its pair is written to.
+    #[must_use]
+    pub fn secret_name(&self) -> String {
+        match self {
+            Self::Valid(key) => key.secret_name(),
+            Self::Invalid(invalid) => {
+                text(&invalid.object, "/spec/secret/name").map_or_else(|| self.name_any(), str::to_owned)
+            }
+        }
+    }
+
+    /// Its status, as far as it reads.
+    #[must_use]
+    pub fn status(&self) -> AccessKeyStatus {
+        match self {
+            Self::Valid(key) => key.status.clone().unwrap_or_default(),
+            Self::Invalid(invalid) => status(&invalid.object),
+        }
+    }
+}
+
+impl Stored<Subuser> {
+    /// Its status, as far as it reads.
+    #[must_use]
+    pub fn status(&self) -> SubuserStatus {
+        match self {
+            Self::Valid(subuser) => subuser.status.clone().unwrap_or_default(),
+            Self::Invalid(invalid) => status(&invalid.object),
+        }
+    }
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
+    object.pointer(pointer).and_then(Value::as_str)
+}
+
+fn status<S: DeserializeOwned + Default>(object: &Value) -> S {
+    object.get("status").and_then(|status| S::deserialize(status).ok()).unwrap_or_default()
+}
+
+impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut object = Value::deserialize(deserializer)?;
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+        match K::deserialize(&object) {
+            Ok(object) => Ok(Self::Valid(object)),
+            Err(error) => {
+                let metadata = object.get("metadata").cloned().unwrap_or_default();
+                let metadata = ObjectMeta::deserialize(metadata).map_err(D::Error::custom)?;
+                Ok(Self::Invalid(Invalid { metadata, error: error.to_string(), object }))
+            }
+        }
+    }
+}
+
+impl<K: Resource<Scope = NamespaceResourceScope>> Resource for Stored<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = NamespaceResourceScope;
+
+    fn kind(dt: &Self::DynamicType) -> Cow<'_, str> {
+        K::kind(dt)
+    }
+
+    fn group(dt: &Self::DynamicType) -> Cow<'_, str> {
+        K::group(dt)
+    }
+
+    fn version(dt: &Self::DynamicType) -> Cow<'_, str> {
+        K::version(dt)
+    }
+
+    fn plural(dt: &Self::DynamicType) -> Cow<'_, str> {
+        K::plural(dt)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Valid(object) => object.meta(),
+            Self::Invalid(invalid) => &invalid.metadata,
+        }
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Valid(object) => object.meta_mut(),
+            Self::Invalid(invalid) => &mut invalid.metadata,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A real cluster with the operator in it, for the tests that need one.
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use accesskey_operator::api::manifests;
+use controlplane::{ControlPlane, Settings};
+
+/// A control plane with CRDs, policies and the operator's rights in it.
+pub struct Cluster {
+    pub control_plane: ControlPlane,
+}
+
+/// An `accesskey-operator run` process; killed when dropped.
+pub struct Operator {
+    child: Child,
+    pub log: PathBuf,
+}
+
+impl Cluster {
+    pub fn start(settings: Settings) -> Self {
+        let cluster = Self { control_plane: ControlPlane::start(settings).unwrap() };
+        let all: Vec<String> = manifests().unwrap().into_iter().map(|(_, text)| text).collect();
+        cluster.apply(&all.join("\n---\n"));
+        cluster.kubectl("wait --for=condition=Established crd/subusers.accesskey.dev crd/accesskeys.accesskey.dev");
+        cluster.apply(&std::fs::read_to_string(repository("examples/operator/rbac.yaml")).unwrap());
+        for user in ["operator", "operator-2"] {
+            cluster
+                .kubectl(&format!("create clusterrolebinding {user} --clusterrole=accesskey-operator --user={user}"));
+            cluster.kubectl(&format!("create rolebinding {user} --role=accesskey-operator --user={user}"));
+        }
+        cluster.policies_work();
+        cluster
+    }
+
+    /// The API server takes up new policies after a moment.
+    fn policies_work(&self) {
+        self.namespace("policies");
+        self.apply_in("policies", &access_key("probe", "nobody", "deletionPolicy: RequireDisabled"));
+        let refused = || !self.run("-n policies delete accesskey probe --dry-run=server").status.success();
+        eventually("admission policies work", Duration::from_secs(20), refused);
+    }
+
+    /// Starts the operator as a user of the control plane, logging at `RUST_LOG` or else at debug.
+    pub fn operator(&self, user: &str, arguments: &[&str]) -> Operator {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = self.control_plane.folder().join(format!("operator-{number}.log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_accesskey-operator"))
+            .args(["run", "--admin-address=127.0.0.1:0"])
+            .args(arguments)
+            .env("KUBECONFIG", self.control_plane.kubeconfig_for(user))
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".into()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Operator { child, log }
+    }
+
+    /// A namespace for one test.
+    pub fn namespace(&self, name: &str) {
+        self.kubectl(&format!("create namespace {name}"));
+    }
+
+    /// Runs kubectl as admin; arguments are split at spaces.
+    pub fn run(&self, arguments: &str) -> Output {
+        self.control_plane.kubectl().args(arguments.split(' ')).output().unwrap()
+    }
+
+    /// Runs a kubectl command that must succeed, and returns what it printed.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "kubectl {arguments}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a kubectl command that must be refused, and returns the message.
+    #[track_caller]
+    pub fn refused(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "kubectl {arguments} should be refused: {}", text(&output));
+        text(&output)
+    }
+
+    #[track_caller]
+    pub fn apply(&self, manifest: &str) {
+        let output = self.try_apply(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifest);
+        assert!(output.status.success(), "{}\n{manifest}", text(&output));
+    }
+
+    #[track_caller]
+    pub fn apply_in(&self, namespace: &str, manifest: &str) {
+        let output = self.try_apply(&["-n", namespace, "apply", "-f", "-"], manifest);
+        assert!(output.status.success(), "{}\n{manifest}", text(&output));
+    }
+
+    /// Runs kubectl with a manifest on stdin.
+    pub fn try_apply(&self, arguments: &[&str], manifest: &str) -> Output {
+        piped(self.control_plane.kubectl().args(arguments), manifest)
+    }
+
+    /// Status and reason of a condition, as `True/Issued`; empty if there is none.
+    pub fn condition(&self, namespace: &str, object: &str, kind: &str) -> String {
+        let path = format!(
+            "jsonpath={{.status.conditions[?(@.type==\"{kind}\")].status}}/{{.status.conditions[?(@.type==\"{kind}\")].reason}}"
+        );
+        let output = self.control_plane.kubectl().args(["-n", namespace, "get", object, "-o", &path]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim_matches('/').to_owned()
+    }
+
+    /// A field of an object, by jsonpath; empty if there is none.
+    pub fn field(&self, namespace: &str, object: &str, path: &str) -> String {
+        let path = format!("jsonpath={{{path}}}");
+        let output = self.control_plane.kubectl().args(["-n", namespace, "get", object, "-o", &path]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until a condition is as told.
+    #[track_caller]
+    pub fn becomes(&self, namespace: &str, object: &str, kind: &str, expected: &str) {
+        let mut last = String::new();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            last = self.condition(namespace, object, kind);
+            if last == expected {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let object = self.run(&format!("-n {namespace} get {object} -o yaml"));
+        panic!("{kind} should become {expected:?} and is {last:?}: {}", text(&object));
+    }
+
+    /// Waits until the object is gone.
+    #[track_caller]
+    pub fn goes(&self, namespace: &str, object: &str) {
+        let gone = || text(&self.run(&format!("-n {namespace} get {object}"))).contains("not found");
+        eventually(&format!("{object} goes"), Duration::from_secs(30), gone);
+    }
+}
+
+impl Operator {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// SIGTERM; returns whether it ended with status 0, within 20 s.
+    pub fn terminate(mut self) -> bool {
+        Command::new("kill").arg(self.pid().to_string()).status().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.success();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A Subuser; `spec` is YAML for its fields, one a line.
+pub fn subuser(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: accesskey.dev/v1alpha1\nkind: Subuser\nmetadata: {{name: {name}}}\nspec:\n  enabled: true\n{}---\n",
+        indented(spec)
+    )
+}
+
+/// An AccessKey; `spec` is YAML for its fields beside `subuserRef`, one a line.
+pub fn access_key(name: &str, subuser: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: accesskey.dev/v1alpha1\nkind: AccessKey\nmetadata: {{name: {name}}}\n\
+         spec:\n  subuserRef: {{name: {subuser}}}\n{}---\n",
+        indented(spec)
+    )
+}
+
+fn indented(spec: &str) -> String {
+    spec.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+/// Waits until `holds`.
+#[track_caller]
+pub fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Both streams of a command's output.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A path in the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn piped(command: &mut Command, input: &str) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
