@@ -4,6 +4,8 @@
 //! minutes. `--use-kubeconfig` takes the cluster of KUBECONFIG instead, in a namespace of its own. `--keep` leaves
 //! everything running until Ctrl-C, and prints the kubeconfig. It ends with status 0 only if every step came out as told.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "showing is what it is for")]
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -59,36 +61,36 @@ fn show(arguments: &Arguments) -> Result<()> {
 }
 
 fn tell(stage: &Stage) -> Result<()> {
-    stage.say("Declare a Subuser and three AccessKeys.");
+    say("Declare a Subuser and three AccessKeys.");
     stage.kubectl("apply -f examples/subuser.yaml -f examples/accesskeys.yaml")?;
 
-    stage.say("Two of them are issued: a Subuser has at most two keys.");
+    say("Two of them are issued: a Subuser has at most two keys.");
     stage.kubectl("wait --for=condition=Ready accesskey/ci-blue accesskey/ci-green --timeout=20s")?;
     stage.kubectl("describe secret ci-blue")?.must_contain("secret-access-key")?;
 
-    stage.say("The third is told to wait.");
+    say("The third is told to wait.");
     stage.kubectl("wait --for=condition=Stalled accesskey/ci-red --timeout=20s")?;
     stage.kubectl("get accesskeys")?.must_contain("KeyLimitExceeded")?;
 
-    stage.say("An enabled key cannot be deleted by accident.");
+    say("An enabled key cannot be deleted by accident.");
     stage.refused("delete accesskey ci-blue")?.must_contain("only a disabled key can be deleted")?;
 
-    stage.say("Disabled, every request with it is refused; the key itself stays and can be enabled again.");
+    say("Disabled, every request with it is refused; the key itself stays and can be enabled again.");
     stage.kubectl(r#"patch accesskey ci-blue --type=merge -p {"spec":{"enabled":false}}"#)?;
     stage.kubectl("wait --for=condition=Active=False accesskey/ci-blue --timeout=20s")?;
 
-    stage.say("A disabled key is deleted for good, with its Secret, and the waiting one takes its place.");
+    say("A disabled key is deleted for good, with its Secret, and the waiting one takes its place.");
     stage.kubectl("delete accesskey ci-blue")?;
     stage.kubectl("wait --for=condition=Ready accesskey/ci-red --timeout=20s")?;
     stage.refused("get secret ci-blue")?.must_contain("not found")?;
 
-    stage.say("A key expires at its time, by the second.");
+    say("A key expires at its time, by the second.");
     let soon = jiff::Timestamp::now() + Duration::from_secs(2);
     let expiry = format!(r#"{{"spec":{{"expiresAt":"{}","ttl":null}}}}"#, soon.strftime("%Y-%m-%dT%H:%M:%SZ"));
     stage.kubectl(&format!("patch accesskey ci-green --type=merge -p {expiry}"))?;
     stage.kubectl(r#"wait --for=jsonpath={.status.conditions[?(@.type=="Active")].reason}=Expired accesskey/ci-green --timeout=20s"#)?;
 
-    stage.say("A Subuser waits until its last key is gone.");
+    say("A Subuser waits until its last key is gone.");
     stage.kubectl("delete subuser ci-bot --wait=false")?;
     stage.kubectl("wait --for=condition=DeletionBlocked subuser/ci-bot --timeout=20s")?;
     for key in ["ci-green", "ci-red"] {
@@ -118,10 +120,10 @@ impl Stage {
     fn set(use_kubeconfig: bool) -> Result<Self> {
         let control_plane = if use_kubeconfig { None } else { Some(ControlPlane::start(Settings::default())?) };
         let stage = Self { control_plane, kubectl: kubectl_path()? };
-        stage.say("Install the CRDs and admission policies: accesskey-operator crds | kubectl apply -f -");
+        say("Install the CRDs and admission policies: accesskey-operator crds | kubectl apply -f -");
         let manifests: Vec<String> = manifests()?.into_iter().map(|(_, text)| text).collect();
         stage.apply(&manifests.join("\n---\n"))?;
-        stage.checked(stage.command().args([
+        checked(stage.command().args([
             "wait",
             "--for=condition=Established",
             "crd/subusers.accesskey.dev",
@@ -130,7 +132,7 @@ impl Stage {
         stage.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}"))?;
         if stage.control_plane.is_some() {
             stage.apply(&std::fs::read_to_string(repository("examples/operator/rbac.yaml"))?)?;
-            stage.checked(stage.command().args([
+            checked(stage.command().args([
                 "create",
                 "clusterrolebinding",
                 "operator",
@@ -173,10 +175,6 @@ impl Stage {
         }
     }
 
-    fn say(&self, text: &str) {
-        println!("\n# {text}");
-    }
-
     /// Runs a kubectl command that must succeed.
     fn kubectl(&self, arguments: &str) -> Result<Shown> {
         let (output, shown) = self.run(arguments)?;
@@ -211,16 +209,20 @@ impl Stage {
         if child.wait()?.success() { Ok(()) } else { Err("kubectl apply failed".into()) }
     }
 
-    fn checked(&self, command: &mut Command) -> Result<()> {
-        if command.status()?.success() { Ok(()) } else { Err(format!("this failed: {command:?}").into()) }
-    }
-
     fn command(&self) -> Command {
         let mut command =
             self.control_plane.as_ref().map_or_else(|| Command::new(&self.kubectl), ControlPlane::kubectl);
         command.current_dir(repository("."));
         command
     }
+}
+
+fn checked(command: &mut Command) -> Result<()> {
+    if command.status()?.success() { Ok(()) } else { Err(format!("this failed: {command:?}").into()) }
+}
+
+fn say(text: &str) {
+    println!("\n# {text}");
 }
 
 /// What a command printed.

@@ -128,7 +128,7 @@ pub async fn run_until(settings: RunSettings, stop: impl Future<Output = ()> + S
             // A stop while it works is for the work to drain, and then for the lease to be given back.
             let waiting_only = stop.clone().then(|()| async {
                 if readiness.is_watching() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             });
             tokio::select! {

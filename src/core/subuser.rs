@@ -144,14 +144,8 @@ fn allot(seen: &Observed<'_>, subuser: &Subuser, held: Vec<KeyEntry>, now: Times
     for key in keys() {
         adjust_quota(&mut places, subuser, key);
     }
-    let reason = if is_revoked(subuser) {
-        Reason::Revoked
-    } else if subuser.spec.enabled {
-        Reason::Enabled
-    } else {
-        Reason::Disabled
-    };
-    let wanted = readiness(reason != Reason::Revoked, reason, true, explain(reason));
+    let (ready, reason, message) = standing(subuser);
+    let wanted = readiness(ready, reason, true, message);
     let later = keys().filter_map(|key| barred(key, Some(subuser), now).and_then(|(_, later)| later)).min();
     Plan { next: later.map_or(Next::Wait, Next::At), ..report(seen, places, &wanted, now) }
 }
@@ -228,10 +222,13 @@ fn write(before: &SubuserStatus, status: SubuserStatus, note: Option<super::Note
     }
 }
 
-const fn explain(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Disabled => "spec.enabled is false: every request made with one of its keys is refused",
-        Reason::Revoked => "revoked by annotation accesskey.dev/revoked; this is final: create another Subuser",
-        _ => "its keys are accepted as far as they are enabled themselves",
+/// Whether a Subuser is Ready, why, and what a person reads of it.
+fn standing(subuser: &Subuser) -> (bool, Reason, &'static str) {
+    if is_revoked(subuser) {
+        (false, Reason::Revoked, "revoked by annotation accesskey.dev/revoked; this is final: create another Subuser")
+    } else if subuser.spec.enabled {
+        (true, Reason::Enabled, "its keys are accepted as far as they are enabled themselves")
+    } else {
+        (true, Reason::Disabled, "spec.enabled is false: every request made with one of its keys is refused")
     }
 }

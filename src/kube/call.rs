@@ -82,7 +82,7 @@ pub async fn call<T>(
         }
         Ok(Err(error)) => {
             metrics.request(verb, code(&error));
-            meaning(error)
+            meaning(&error)
         }
         Err(_) => {
             metrics.request(verb, 0);
@@ -97,20 +97,19 @@ fn code(error: &kube::Error) -> u16 {
 }
 
 /// Sorts an error by what can be done about it. Its text stays behind where it may quote what was sent or answered.
-fn meaning(error: kube::Error) -> Failure {
-    match error {
-        kube::Error::Api(status) => match status.code {
-            404 => Failure::NotFound,
-            409 => Failure::Conflict,
-            400 | 401 | 403 | 413 | 422 => Failure::Refused(status.message.clone()),
-            _ => {
-                let pause =
-                    status.details.as_ref().map(|details| details.retry_after_seconds).filter(|pause| *pause > 0);
-                Failure::Unavailable(status.message.clone(), pause.map(|pause| Duration::from_secs(u64::from(pause))))
-            }
-        },
-        kube::Error::SerdeError(_) => Failure::Unavailable("the answer does not read".into(), None),
-        other => Failure::Unavailable(other.to_string(), None),
+fn meaning(error: &kube::Error) -> Failure {
+    let kube::Error::Api(status) = error else {
+        let quotes = matches!(error, kube::Error::SerdeError(_));
+        return Failure::Unavailable(if quotes { "the answer does not read".into() } else { error.to_string() }, None);
+    };
+    match status.code {
+        404 => Failure::NotFound,
+        409 => Failure::Conflict,
+        400 | 401 | 403 | 413 | 422 => Failure::Refused(status.message.clone()),
+        _ => {
+            let pause = status.details.as_ref().map(|details| details.retry_after_seconds).filter(|pause| *pause > 0);
+            Failure::Unavailable(status.message.clone(), pause.map(|pause| Duration::from_secs(u64::from(pause))))
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     cache::name_of,
     call::{CallError, Failure, pause},
     events::Events,
-    execute::{Execution, Executor, Managed},
+    execute::{Execution, Executor, Managed, Refusal},
     metrics::Metrics,
     observe::Observer,
     watch::{Due, View},
@@ -81,12 +81,9 @@ impl Controllers {
     pub fn new(client: Client, scope: Scope, instance: &str, metrics: Arc<Metrics>) -> Self {
         let (view, due) = View::new(scope);
         let view = Arc::new(view);
-        let part = || (client.clone(), Arc::clone(&view), Arc::clone(&metrics));
-        let (client_, view_, metrics_) = part();
-        let observer = Observer { client: client_, view: view_, metrics: metrics_ };
-        let (client_, view_, metrics_) = part();
-        let executor = Executor { client: client_, view: view_, metrics: metrics_ };
-        let events = Events::start(client.clone(), instance, Arc::clone(&metrics));
+        let observer = Observer { client: client.clone(), view: Arc::clone(&view), metrics: Arc::clone(&metrics) };
+        let executor = Executor { client: client.clone(), view: Arc::clone(&view), metrics: Arc::clone(&metrics) };
+        let events = Events::start(client, instance, Arc::clone(&metrics));
         Self { observer, executor, events, metrics, view, due }
     }
 
@@ -165,10 +162,10 @@ async fn reconcile_key(work: Arc<Work>, key: Arc<Stored<AccessKey>>) -> Result<N
             namespace_terminating: observer.is_terminating(&key).await?,
         };
         let mut plan = access_key::plan(&seen, Timestamp::now(), &entropy()?);
-        if let Execution::SecretRefused(words) = executor.execute(&*key, std::mem::take(&mut plan.writes)).await? {
-            seen.secret = match words {
-                Some(words) => SecretSeen::Refused(words),
-                None => live_conflict(observer, &key).await?,
+        if let Execution::SecretRefused(refusal) = executor.execute(&*key, std::mem::take(&mut plan.writes)).await? {
+            seen.secret = match refusal {
+                Refusal::Words(words) => SecretSeen::Refused(words),
+                Refusal::Conflict => live_conflict(observer, &key).await?,
             };
             plan = access_key::plan(&seen, Timestamp::now(), &entropy()?);
             match executor.execute(&*key, std::mem::take(&mut plan.writes)).await? {
@@ -177,7 +174,9 @@ async fn reconcile_key(work: Arc<Work>, key: Arc<Stored<AccessKey>>) -> Result<N
             }
         }
         let Plan { notes, next, .. } = plan;
-        notes.into_iter().for_each(|note| events.tell(&*key, note));
+        for note in notes {
+            events.tell(&*key, note);
+        }
         if next != Next::Again {
             return Ok(next);
         }
@@ -207,7 +206,9 @@ async fn reconcile_subuser(work: Arc<Work>, subuser: Arc<Stored<Subuser>>) -> Re
         };
         let Plan { writes, notes, next } = subuser::plan(&seen, Timestamp::now());
         executor.execute(&*subuser, writes).await?;
-        notes.into_iter().for_each(|note| events.tell(&*subuser, note));
+        for note in notes {
+            events.tell(&*subuser, note);
+        }
         if next != Next::Again {
             return Ok(next);
         }

@@ -32,8 +32,16 @@ pub struct Executor {
 pub enum Execution {
     /// To its end.
     Done,
-    /// Until the API server would not have the Secret: in these words, or because the name is taken.
-    SecretRefused(Option<String>),
+    /// Until a write of the Secret.
+    SecretRefused(Refusal),
+}
+
+/// Why the API server would not have a Secret.
+pub enum Refusal {
+    /// Another one has the name, or it has changed meanwhile.
+    Conflict,
+    /// In these words.
+    Words(String),
 }
 
 /// A kind whose plans are carried out here.
@@ -228,11 +236,11 @@ fn difference(before: &impl Serialize, after: &impl Serialize) -> Value {
 }
 
 /// `Some` if the API server would not have the Secret for a reason that trying again at once does not change.
-fn refused(written: Result<(), CallError>) -> Result<Option<Option<String>>, CallError> {
+fn refused(written: Result<(), CallError>) -> Result<Option<Refusal>, CallError> {
     match written {
         Ok(()) => Ok(None),
-        Err(CallError { failure: Failure::Conflict, .. }) => Ok(Some(None)),
-        Err(CallError { failure: Failure::Refused(words), .. }) => Ok(Some(Some(words))),
+        Err(CallError { failure: Failure::Conflict, .. }) => Ok(Some(Refusal::Conflict)),
+        Err(CallError { failure: Failure::Refused(words), .. }) => Ok(Some(Refusal::Words(words))),
         Err(error) => Err(error),
     }
 }

@@ -62,7 +62,7 @@ pub struct Due {
 
 impl Scope {
     /// The API of a namespaced kind, as far as this scope reaches.
-    pub fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, client: Client) -> Api<K> {
+    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, client: Client) -> Api<K> {
         match self {
             Self::Cluster => Api::all(client),
             Self::Namespace(namespace) => Api::namespaced(client, namespace),
@@ -136,7 +136,7 @@ impl View {
     pub fn key_changed(&self, change: &Change<Stored<AccessKey>>) {
         self.key_learned(change);
         if let Some(key) = &change.after {
-            self.due(&self.keys_due, key.to_object_ref(()));
+            due(&self.keys_due, key.to_object_ref(()));
         }
     }
 
@@ -148,20 +148,24 @@ impl View {
         let subuser = key.subuser_name().map(|subuser| (namespace.clone(), subuser.to_owned()));
         if change.after.is_some() {
             self.by_secret.add(secret, name.clone());
-            subuser.iter().for_each(|subuser| self.by_subuser.add(subuser.clone(), name.clone()));
+            if let Some(subuser) = subuser.clone() {
+                self.by_subuser.add(subuser, name.clone());
+            }
         } else {
             self.by_secret.remove(&secret, &name);
-            subuser.iter().for_each(|subuser| self.by_subuser.remove(subuser, &name));
+            if let Some(subuser) = &subuser {
+                self.by_subuser.remove(subuser, &name);
+            }
         }
         if let Some((namespace, subuser)) = subuser.filter(|_| concerns_subuser(change)) {
-            self.due(&self.subusers_due, reference(&namespace, &subuser));
+            due(&self.subusers_due, reference(&namespace, &subuser));
         }
     }
 
     /// Brings a changed Subuser to itself and to its AccessKeys.
     pub fn subuser_changed(&self, change: &Change<Stored<Subuser>>) {
         if let Some(subuser) = &change.after {
-            self.due(&self.subusers_due, subuser.to_object_ref(()));
+            due(&self.subusers_due, subuser.to_object_ref(()));
         }
         self.subuser_learned(change);
     }
@@ -171,7 +175,7 @@ impl View {
         let Some(subuser) = change.latest() else { return };
         let subuser = name_of(&**subuser);
         for name in self.by_subuser.of(&subuser) {
-            self.due(&self.keys_due, reference(&subuser.0, &name));
+            due(&self.keys_due, reference(&subuser.0, &name));
         }
     }
 
@@ -179,7 +183,7 @@ impl View {
         let Some(secret) = change.latest() else { return };
         let secret = name_of(&**secret);
         for name in self.by_secret.of(&secret) {
-            self.due(&self.keys_due, reference(&secret.0, &name));
+            due(&self.keys_due, reference(&secret.0, &name));
         }
     }
 
@@ -194,10 +198,10 @@ impl View {
         let name = change.after.as_ref().map(|namespace| namespace.name_any());
         let inside = |namespace: Option<String>| namespace == name;
         for key in self.keys.all().iter().filter(|key| inside(ResourceExt::namespace(&***key))) {
-            self.due(&self.keys_due, key.to_object_ref(()));
+            due(&self.keys_due, key.to_object_ref(()));
         }
         for subuser in self.subusers.all().iter().filter(|subuser| inside(ResourceExt::namespace(&***subuser))) {
-            self.due(&self.subusers_due, subuser.to_object_ref(()));
+            due(&self.subusers_due, subuser.to_object_ref(()));
         }
     }
 
@@ -216,11 +220,6 @@ impl View {
                 Err(error) => complain::<K>(&error, cache.is_complete()),
             }
         }
-    }
-
-    /// Who is due when the receiver is gone is of no interest: the controllers have stopped.
-    fn due<T>(&self, queue: &UnboundedSender<T>, object: T) {
-        let _ = queue.send(object);
     }
 }
 
@@ -245,21 +244,28 @@ impl Backoff for Pauses {
 /// A broken watch heals by itself; what does not heal is worth a line that says what to do.
 fn complain<K: Resource<DynamicType = ()>>(error: &watcher::Error, once_complete: bool) {
     let kind = K::plural(&());
-    let code = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
-        watcher::Error::WatchError(status) => status.code,
-        _ => 0,
+    let code = if let watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status))
+    | watcher::Error::WatchError(status) = error
+    {
+        status.code
+    } else {
+        0
     };
     match code {
         404 => {
-            tracing::warn!(%kind, "waiting for the CRD: install it with `accesskey-operator crds | kubectl apply -f -`")
+            tracing::warn!(%kind, "waiting for the CRD: install it with `accesskey-operator crds | kubectl apply -f -`");
         }
         403 => tracing::warn!(%kind, "not permitted to list and watch: check the operator's RBAC"),
         _ if once_complete => tracing::debug!(%kind, code, "watch interrupted, trying again"),
         _ => tracing::warn!(%kind, code, "watch failed, trying again"),
     }
+}
+
+/// Who is due when the receiver is gone is of no interest: the controllers have stopped.
+fn due<T>(queue: &UnboundedSender<T>, object: T) {
+    let _ = queue.send(object);
 }
 
 /// Whether a change of an AccessKey may move the ledger of its Subuser.
