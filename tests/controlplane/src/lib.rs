@@ -61,7 +61,8 @@ pub struct Settings {
     /// Let etcd wait for the disk, as in production. Without it writes are faster than any cluster's.
     pub fsync: bool,
     /// Controllers of kube-controller-manager to run beside those without which objects do not behave:
-    /// garbage-collector, namespace, serviceaccount, serviceaccount-token and clusterrole-aggregation.
+    /// garbage-collector, namespace, serviceaccount, serviceaccount-token and clusterrole-aggregation. Names as in
+    /// `resourcequota-controller`, without which no `ResourceQuota` takes effect.
     pub extra_controllers: Vec<String>,
 }
 
@@ -131,13 +132,13 @@ impl ControlPlane {
         self.setup.server()
     }
 
-    /// One JSON object a line, on disk before the request is answered; see [`Settings::audit`].
+    /// One JSON object a line, which may come a moment after the answer to its request; see [`Settings::audit`].
     #[must_use]
     pub fn audit_log(&self) -> Option<PathBuf> {
         self.setup.settings.audit.then(|| self.setup.run.join(AUDIT_LOG))
     }
 
-    /// The log of a component.
+    /// The log of a component; it begins anew when the component is restarted.
     #[must_use]
     pub fn log(&self, component: Component) -> PathBuf {
         self.setup.log(component)
@@ -197,17 +198,15 @@ impl ControlPlane {
     }
 
     /// Lets the control plane run on when this process has ended.
-    ///
-    /// # Errors
-    /// A component could not be told; all of them end then.
-    pub fn leave_running(mut self) -> Result<LeftRunning, Error> {
-        let processes = [&mut self.controller_manager, &mut self.api_server, &mut self.etcd];
-        let stop = processes.iter().map(|process| process.id().to_string()).collect::<Vec<_>>().join(" ");
-        for process in processes {
-            process.leave().map_err(Error::io("leave the control plane running"))?;
+    #[must_use]
+    pub fn leave_running(mut self) -> LeftRunning {
+        let mut stop = "kill -KILL".to_owned();
+        for process in [&mut self.controller_manager, &mut self.api_server, &mut self.etcd] {
+            stop.extend([" ", &process.id().to_string()]);
+            process.leave();
         }
         self.setup.run.leave();
-        Ok(LeftRunning { kubeconfig: self.kubeconfig(), stop: format!("kill {stop}") })
+        LeftRunning { kubeconfig: self.kubeconfig(), stop }
     }
 
     fn start_on(settings: Settings, port: impl Fn() -> io::Result<u16>) -> Result<Self, Error> {
@@ -292,4 +291,31 @@ fn free_port() -> io::Result<u16> {
         }
     }
     Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn takes_another_port_if_one_was_taken() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let first = AtomicBool::new(true);
+        let port = || {
+            let mine = first.swap(false, Ordering::Relaxed);
+            if mine { taken.local_addr().map(|address| address.port()) } else { free_port() }
+        };
+        let control_plane = ControlPlane::start_on(Settings::default(), port).unwrap();
+        assert!(!control_plane.server().ends_with(&taken.local_addr().unwrap().port().to_string()));
+    }
+
+    #[test]
+    fn ports_lie_below_those_of_outgoing_connections() {
+        for _ in 0..1_000 {
+            assert!((20_000..30_000).contains(&free_port().unwrap()));
+        }
+    }
 }

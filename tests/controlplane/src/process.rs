@@ -58,18 +58,18 @@ impl Process {
     }
 
     /// Lets it live on after its owner.
-    pub(crate) fn leave(&mut self) -> io::Result<()> {
-        match self.lifeline.take() {
-            Some(mut lifeline) => lifeline.write_all(b"leave\n"),
-            None => Ok(()),
+    pub(crate) fn leave(&mut self) {
+        if let Some(mut lifeline) = self.lifeline.take() {
+            // Fails only if nobody listens: then nobody would kill it either.
+            let _ = lifeline.write_all(b"leave\n");
         }
     }
 
-    /// `name` as in `kill -STOP`.
+    /// `name` as in `kill -s STOP`.
     pub(crate) fn signal(&self, name: &str) -> io::Result<()> {
-        let script = r#"kill -"$1" "$2""#;
+        let script = r#"kill -s "$1" "$2""#;
         let status = Command::new("sh").args(["-c", script, "sh", name, &self.id().to_string()]).status()?;
-        if status.success() { Ok(()) } else { Err(io::Error::other(format!("kill -{name}: {status}"))) }
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("kill -s {name}: {status}"))) }
     }
 }
 
@@ -98,8 +98,7 @@ impl Sweeper {
 
     /// The folder stays.
     pub(crate) fn dismiss(&mut self) {
-        // If the shell is gone, so is the danger.
-        let _ = self.0.leave();
+        self.0.leave();
         let _ = self.0.child.wait();
     }
 }

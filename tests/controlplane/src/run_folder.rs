@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::components::ETCD_DATA;
 use crate::error::Error;
 use crate::process::Sweeper;
 
@@ -112,7 +113,7 @@ impl Drop for RunFolder {
             }
             Fate::KeepLogs => {
                 self.keep();
-                let _ = fs::remove_dir_all(self.join("etcd"));
+                let _ = fs::remove_dir_all(self.join(ETCD_DATA));
             }
             Fate::Keep => {}
             Fate::Leave => self.sweeper.dismiss(),
@@ -132,12 +133,85 @@ pub(crate) fn random_hex<const BYTES: usize>() -> io::Result<String> {
 fn remove_abandoned(parent: &Path) {
     let folders = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
     for folder in folders.filter(|path| path.is_dir()) {
-        let in_use = File::open(folder.join(IN_USE)).is_ok_and(|file| file.try_lock().is_err());
+        // A folder without this file is none of ours.
+        let Ok(file) = File::open(folder.join(IN_USE)) else { continue };
+        let in_use = file.try_lock().is_err();
         let kept = fs::metadata(folder.join(KEEP))
             .and_then(|mark| mark.modified())
             .is_ok_and(|at| at.elapsed().is_ok_and(|age| age < KEPT_FOR));
         if !in_use && !kept {
             let _ = fs::remove_dir_all(&folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    struct Parent(PathBuf);
+
+    impl Parent {
+        fn new() -> Self {
+            Self(std::env::temp_dir().join(format!("controlplane-{}", random_hex::<8>().unwrap())))
+        }
+
+        fn create(&self) -> RunFolder {
+            RunFolder::create(&self.0).unwrap()
+        }
+    }
+
+    impl Drop for Parent {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_owner() {
+        let parent = Parent::new();
+        let mut run = parent.create();
+        run.discard();
+        let path = run.path().to_owned();
+        assert!(path.is_dir());
+        drop(run);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_start_removes_what_killed_runs_left_and_no_more() {
+        let parent = Parent::new();
+        let (killed, stranger) = (parent.0.join("0123abcd"), parent.0.join("stranger"));
+        fs::create_dir_all(&killed).unwrap();
+        fs::write(killed.join(IN_USE), "").unwrap();
+        fs::create_dir_all(&stranger).unwrap();
+        let failed = parent.create();
+        let failed_path = failed.path().to_owned();
+        fs::create_dir(failed.join(ETCD_DATA)).unwrap();
+        drop(failed);
+        let mut alive = parent.create();
+        let mut next = parent.create();
+
+        assert!(!killed.exists());
+        assert!(stranger.exists());
+        assert!(alive.path().exists());
+        assert!(failed_path.join(IN_USE).exists());
+        assert!(!failed_path.join(ETCD_DATA).exists());
+        alive.discard();
+        next.discard();
+    }
+
+    #[test]
+    fn a_kept_folder_goes_after_a_week() {
+        let parent = Parent::new();
+        let kept = parent.create();
+        let path = kept.path().to_owned();
+        drop(kept);
+        let mark = File::options().write(true).open(path.join(KEEP)).unwrap();
+        mark.set_modified(std::time::SystemTime::now() - KEPT_FOR - Duration::from_secs(1)).unwrap();
+        parent.create().discard();
+        assert!(!path.exists());
     }
 }
