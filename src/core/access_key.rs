@@ -271,7 +271,7 @@ fn spent_revision(facts: &Facts<'_>) -> Option<i64> {
     let status = facts.key.status.as_ref();
     let pending = status.and_then(|status| status.pending_revision);
     let in_secret = match facts.secret {
-        SecretSeen::Ours(secret) => secret.revision().or(Some(1)),
+        SecretSeen::Ours(secret) => Some(secret.revision().unwrap_or(1)),
         SecretSeen::Absent | SecretSeen::Foreign | SecretSeen::Refused(_) => None,
     };
     if let Some(pending) = pending {

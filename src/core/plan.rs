@@ -20,7 +20,7 @@ pub struct Plan<S> {
 }
 
 /// One request to the API server.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Write<S> {
     /// Puts our finalizer on the object.
     AddFinalizer,
@@ -36,7 +36,7 @@ pub enum Write<S> {
     CreateSecret(PairSecret),
     /// Replaces exactly the version of the Secret whose uid and resourceVersion it carries.
     ReplaceSecret(PairSecret),
-    /// Deletes exactly the Secret whose name and uid it carries.
+    /// Deletes exactly the version of the Secret whose uid and resourceVersion it carries: whose it is may change.
     DeleteSecret(PairSecret),
 }
 

@@ -154,14 +154,9 @@ impl Executor {
 
     async fn delete<K: Managed>(&self, object: &K) -> Result<(), CallError> {
         let (api, name) = self.api(object);
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: object.meta().uid.clone(),
-                resource_version: object.meta().resource_version.clone(),
-            }),
-            ..DeleteParams::default()
-        };
-        gone_is_fine(call(&self.metrics, Verb::Delete, || named(object), api.delete(&name, &params)).await)
+        gone_is_fine(
+            call(&self.metrics, Verb::Delete, || named(object), api.delete(&name, &this_version(object))).await,
+        )
     }
 
     async fn create_secret(&self, secret: &PairSecret) -> Result<(), CallError> {
@@ -184,9 +179,9 @@ impl Executor {
 
     async fn delete_secret(&self, secret: &PairSecret) -> Result<(), CallError> {
         let (api, name) = self.api(secret);
-        let preconditions = Preconditions { uid: secret.metadata.uid.clone(), resource_version: None };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        gone_is_fine(call(&self.metrics, Verb::Delete, || named(secret), api.delete(&name, &params)).await)?;
+        gone_is_fine(
+            call(&self.metrics, Verb::Delete, || named(secret), api.delete(&name, &this_version(secret))).await,
+        )?;
         self.view.secrets.forget(secret);
         Ok(())
     }
@@ -195,6 +190,13 @@ impl Executor {
         let namespace = object.namespace().unwrap_or_default();
         (Api::namespaced(self.client.clone(), &namespace), object.name_any())
     }
+}
+
+/// Deletes this very version or nothing.
+fn this_version(object: &impl Resource) -> DeleteParams {
+    let preconditions =
+        Preconditions { uid: object.meta().uid.clone(), resource_version: object.meta().resource_version.clone() };
+    DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
 enum Part {
