@@ -778,7 +778,7 @@ impl World {
 
     fn entropy(&self) -> Entropy {
         let mut bytes = Entropy::default();
-        bytes[..8].copy_from_slice(&self.counter.to_be_bytes());
+        bytes.iter_mut().zip(self.counter.to_be_bytes()).for_each(|(byte, digit)| *byte = digit);
         bytes
     }
 
