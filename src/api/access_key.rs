@@ -100,14 +100,14 @@ pub struct SecretTemplate {
 
     /// Labels for the Secret; the AccessKey's own never reach it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32), inner(length(max = 63)))]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('accesskey.dev/') && k != 'app.kubernetes.io/managed-by')")
         .message("accesskey.dev/* and app.kubernetes.io/managed-by are the operator's own"))]
     pub labels: BTreeMap<String, String>,
 
     /// Annotations for the Secret; the AccessKey's own never reach it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32), inner(length(max = 4096)))]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = { "type": "string", "maxLength": 4096 }))]
     #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('accesskey.dev/'))")
         .message("annotations in accesskey.dev/ are the operator's own"))]
     pub annotations: BTreeMap<String, String>,
@@ -259,6 +259,11 @@ impl Default for DataKeys {
     fn default() -> Self {
         Self { id: Self::default_id(), secret: Self::default_secret() }
     }
+}
+
+/// What Kubernetes admits as a label's value; schemars' `inner` does not reach into maps.
+fn label_value() -> serde_json::Value {
+    serde_json::json!({ "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$" })
 }
 
 fn yes() -> bool {
