@@ -79,10 +79,7 @@ pub struct SubuserStatus {
     /// The ledger of its keys: who is not in it has no credential. Absent means unknown, not empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2))]
-    #[x_kube(
-        merge_strategy = ListMerge::Map(vec!["uid".into(), "revision".into()]),
-        validation = Rule::new("size(self) <= 2").message("a Subuser has at most two keys"),
-    )]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["uid".into(), "revision".into()]))]
     pub keys: Option<Vec<KeyEntry>>,
 }
 
