@@ -75,6 +75,16 @@ impl Cluster {
         self.control_plane.kubectl().args(arguments.split(' ')).output().unwrap()
     }
 
+    /// Runs kubectl as one of the control plane's users.
+    pub fn run_as(&self, user: &str, arguments: &str) -> Output {
+        self.control_plane.kubectl_as(user).args(arguments.split(' ')).output().unwrap()
+    }
+
+    /// Applies a manifest in a namespace as one of the control plane's users.
+    pub fn apply_as(&self, user: &str, namespace: &str, manifest: &str) -> Output {
+        piped(self.control_plane.kubectl_as(user).args(["-n", namespace, "apply", "-f", "-"]), manifest)
+    }
+
     /// Runs a kubectl command that must succeed, and returns what it printed.
     #[track_caller]
     pub fn kubectl(&self, arguments: &str) -> String {
