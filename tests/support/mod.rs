@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -17,7 +18,7 @@ pub struct Cluster {
     pub control_plane: ControlPlane,
 }
 
-/// An `accesskey-operator run` process; killed when dropped.
+/// An `accesskey-operator run` process; killed when dropped, and when the test program ends with it in a static.
 pub struct Operator {
     child: Child,
     pub log: PathBuf,
@@ -52,12 +53,11 @@ impl Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = self.control_plane.folder().join(format!("operator-{number}.log"));
-        let child = Command::new(env!("CARGO_BIN_EXE_accesskey-operator"))
+        let child = leashed(Path::new(env!("CARGO_BIN_EXE_accesskey-operator")))
             .args(["run", "--admin-address=127.0.0.1:0"])
             .args(arguments)
             .env("KUBECONFIG", self.control_plane.kubeconfig_for(user))
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".into()))
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
@@ -232,6 +232,15 @@ pub fn text(output: &Output) -> String {
 /// A path in the repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A command whose process ends when the test program does, however that ends: the shell that becomes the program
+/// leaves another behind, which kills their group once nobody holds the other end of its stdin.
+pub fn leashed(program: &Path) -> Command {
+    const LEASH: &str = r#"exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 3<&- & exec 3<&-; exec "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", LEASH, "leashed"]).arg(program).process_group(0).stdin(Stdio::piped());
+    command
 }
 
 fn piped(command: &mut Command, input: &str) -> Output {
