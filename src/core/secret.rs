@@ -91,10 +91,9 @@ impl PairSecret {
         self.annotations().get(REVISION).and_then(|revision| revision.parse().ok())
     }
 
-    /// The pair where a rendition under fixed names has it: the names of the two halves may have just been changed.
+    /// The pair by the names that the Secret was laid out with last: those in the spec may have just been changed.
     fn templated_pair(&self) -> Option<Pair> {
-        let names = Templated::of(&self.metadata).keys?;
-        self.pair_under(&names)
+        self.pair_under(&Templated::of(&self.metadata).keys.unwrap_or_default())
     }
 
     fn pair_under(&self, names: &DataKeys) -> Option<Pair> {
@@ -117,8 +116,7 @@ struct Templated {
 impl Templated {
     fn of(metadata: &ObjectMeta) -> Self {
         let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(TEMPLATED));
-        let found = text.and_then(|text| serde_json::from_str(text).ok());
-        found.unwrap_or_else(|| Self { keys: Some(DataKeys::default()), ..Self::default() })
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
     fn by(template: &SecretTemplate) -> Self {
