@@ -134,16 +134,17 @@ fn ranked(claims: Vec<(Rank, KeyEntry)>) -> Vec<KeyEntry> {
 }
 
 /// Grants places and quotas, and says how the Subuser is.
-fn allot(seen: &Observed<'_>, subuser: &Subuser, held: Vec<KeyEntry>, now: Timestamp) -> Plan<SubuserStatus> {
+fn allot(seen: &Observed<'_>, subuser: &Subuser, mut held: Vec<KeyEntry>, now: Timestamp) -> Plan<SubuserStatus> {
     let keys = || seen.keys.iter().filter_map(|key| key.valid());
+    // Before anything is granted, and twice: what one key gives back, another may have been waiting for.
+    for key in keys().chain(keys()) {
+        adjust_quota(&mut held, subuser, key);
+    }
     let claims = keys().flat_map(|key| [recorded_claim(key), new_claim(key, subuser, &held, now)]).flatten().collect();
-    let mut places = settle(held, seen.departed, claims, |places, claim| {
+    let places = settle(held, seen.departed, claims, |places, claim| {
         let others = places.iter().filter(|place| place.uid != claim.uid);
         places.len() < KEY_LIMIT && quota_fits(subuser, others, claim.cluster_quota)
     });
-    for key in keys() {
-        adjust_quota(&mut places, subuser, key);
-    }
     let (ready, reason, message) = standing(subuser);
     let wanted = readiness(ready, reason, true, message);
     let later = keys().filter_map(|key| barred(key, Some(subuser), now).and_then(|(_, later)| later)).min();
@@ -175,12 +176,13 @@ fn claim(key: &AccessKey, revision: i64, new: bool) -> (Rank, KeyEntry) {
     (Rank { new, created, name: key.name_any() }, entry)
 }
 
-/// Lets the quota of a key that holds a place follow its spec, as far as there is room.
+/// Lets the quota of a key that holds a place follow its spec: downwards always, upwards as far as there is room.
 fn adjust_quota(places: &mut [KeyEntry], subuser: &Subuser, key: &AccessKey) {
     let uid = key.metadata.uid.as_deref().unwrap_or_default();
     let quota = key.spec.cluster_quota.unwrap_or(0);
-    if quota_fits(subuser, places.iter().filter(|entry| entry.uid != uid), quota) {
-        places.iter_mut().filter(|entry| entry.uid == uid).for_each(|entry| entry.cluster_quota = quota);
+    let fits = quota_fits(subuser, places.iter().filter(|entry| entry.uid != uid), quota);
+    for entry in places.iter_mut().filter(|entry| entry.uid == uid && (fits || quota < entry.cluster_quota)) {
+        entry.cluster_quota = quota;
     }
 }
 
