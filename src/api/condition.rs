@@ -83,6 +83,8 @@ reasons! {
     SecretForbidden,
     /// The expiry has passed.
     Expired,
+    /// The key expires within the last tenth of its lifetime, at most seven days ahead.
+    ExpiryNear,
     /// Revoked by annotation; this is final.
     Revoked,
     /// The stored object cannot be read by this version of the operator.

@@ -396,7 +396,7 @@ fn judge(facts: &Facts<'_>, status: &AccessKeyStatus) -> Vec<Wanted> {
     let soon =
         facts.expiry().filter(|expiry| issued && *expiry > facts.now && facts.expiring_soon_from(*expiry) <= facts.now);
     wanted.extend(soon.map(|expiry| {
-        Wanted::while_true(ConditionType::ExpiringSoon, Reason::Issued, &format!("the key expires at {expiry}"))
+        Wanted::while_true(ConditionType::ExpiringSoon, Reason::ExpiryNear, &format!("the key expires at {expiry}"))
     }));
     wanted
 }
@@ -459,8 +459,8 @@ fn explain(facts: &Facts<'_>, reason: Reason) -> String {
             facts.expiry().map(|expiry| expiry.to_string()).unwrap_or_default()
         ),
         Reason::Revoked => format!("revoked by annotation {REVOKED}; this is final: disable and delete the key"),
-        // Told of an object that does not read, that is being deleted, or of a Subuser: never by a check.
-        Reason::InvalidSpec | Reason::KeyEnabled | Reason::HasAccessKeys => String::new(),
+        // Told of a coming expiry, of an object that does not read, that is being deleted, or of a Subuser: never by a check.
+        Reason::ExpiryNear | Reason::InvalidSpec | Reason::KeyEnabled | Reason::HasAccessKeys => String::new(),
     }
 }
 
