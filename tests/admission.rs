@@ -1,4 +1,5 @@
 //! What the API server refuses by itself: the schemas' rules and the admission policies, without an operator.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;
 
