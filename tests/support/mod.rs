@@ -1,5 +1,6 @@
 //! A real cluster with the operator in it, for the tests that need one.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
     io::Write,
@@ -211,7 +212,7 @@ pub fn access_key(name: &str, subuser: &str, spec: &str) -> String {
 }
 
 fn indented(spec: &str) -> String {
-    spec.lines().map(|line| format!("  {line}\n")).collect()
+    spec.lines().fold(String::new(), |yaml, line| yaml + "  " + line + "\n")
 }
 
 /// Waits until `holds`.
