@@ -399,8 +399,8 @@ fn cleaning_up_deletes_enabled_keys() {
     cluster.kubectl(&format!("-n {owned} create configmap owner"));
     let uid = cluster.field(owned, "configmap/owner", ".metadata.uid");
     cluster.apply_in(owned, &access_key("key", "bot", ""));
-    let owner = json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid }]);
-    let patch = json!({ "metadata": { "ownerReferences": owner } });
+    let references = json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid }]);
+    let patch = json!({ "metadata": { "ownerReferences": references } });
     cluster.kubectl(&format!("-n {owned} patch accesskey key --type=merge -p {patch}"));
     cluster.kubectl(&format!("-n {owned} delete configmap owner"));
     cluster.goes(owned, "accesskey/key");
