@@ -507,7 +507,7 @@ fn add_conditions(key: &Stored<AccessKey>, wanted: &[Wanted], now: Timestamp) ->
     let before = key.status();
     let conditions = conditions::merge(&before.conditions, wanted, key.meta().generation, now);
     let notes = conditions::note(&before.conditions, wanted).into_iter().collect();
-    let changed = conditions != before.conditions;
-    let status = AccessKeyStatus { conditions, ..before };
+    let status = AccessKeyStatus { observed_generation: key.meta().generation, conditions, ..before.clone() };
+    let changed = status != before;
     Plan { writes: changed.then(|| Write::Status(Box::new(status))).into_iter().collect(), notes, next: Next::Wait }
 }
