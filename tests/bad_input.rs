@@ -146,6 +146,9 @@ fn a_subuser_disables_and_outlives_its_keys() {
     let room = STAGE.room("subuser-life");
     room.apply(&(subuser("bot", "") + &access_key("blue", "bot", "") + &access_key("green", "bot", "")));
     let pairs = [room.is_issued("blue"), room.is_issued("green")];
+    let row = room.kubectl("get accesskey blue --no-headers");
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[..6], ["blue", "bot", &pairs[0].0, "True", "True", "Issued"], "{row}");
     room.patch("subuser/bot", &json!({ "spec": { "enabled": false } }));
     for key in ["accesskey/blue", "accesskey/green"] {
         room.becomes(key, "Active", "False/SubuserDisabled");
@@ -278,6 +281,12 @@ fn finalizers_stripped_by_hand_come_back() {
     }
     room.rests(12);
     assert_eq!(room.is_issued("key"), pair);
+
+    // Too late to come back: the key goes without the operator, and still leaves nothing behind.
+    room.patch("accesskey/key", &json!({ "spec": { "enabled": false }, "metadata": { "finalizers": null } }));
+    room.kubectl("delete accesskey key");
+    room.goes("secret/key");
+    room.until_field("subuser/bot", ".status.keys", |keys| keys == "[]");
 }
 
 #[test]
@@ -447,6 +456,7 @@ fn a_key_expires_by_itself_and_comes_back_with_a_later_expiry() {
     assert_eq!(room.condition("accesskey/key", "Ready"), "False/Expired");
     let soon = |version: &Value| version["status"].to_string().contains("ExpiringSoon");
     assert!(room.versions("accesskeys").iter().any(soon), "it was said beforehand");
+    assert_eq!(room.condition("accesskey/key", "ExpiringSoon"), "", "and is no longer true");
     let moved = room.field("accesskey/key", ".status.conditions[?(@.type==\"Active\")].lastTransitionTime");
     assert!(moved >= room.field("accesskey/key", ".status.expiresAt"), "never before its time");
     room.rests(16);
@@ -557,7 +567,11 @@ fn an_object_that_no_longer_reads_stalls_alone_and_can_be_deleted() {
     room.is_issued("healthy");
     room.rests(120);
     for key in malformed {
-        assert_eq!(room.condition(&format!("accesskey/{key}"), "Ready"), "False/InvalidSpec");
+        let object = format!("accesskey/{key}");
+        assert_eq!(room.condition(&object, "Ready"), "False/InvalidSpec");
+        let [generation, observed] =
+            [".metadata.generation", ".status.observedGeneration"].map(|path| room.field(&object, path));
+        assert_eq!(observed, generation, "else kstatus takes it for one that is still being worked on");
     }
     assert_eq!(["issued", "of-odd"].map(|key| room.pair(key)), pairs, "what was issued is still there");
     room.patch("subuser/odd", &json!({ "spec": { "roles": [] } }));
