@@ -211,8 +211,11 @@ fn two_keys_that_want_one_secret_get_it_one_after_the_other() {
     let room = STAGE.room("shared-secret");
     room.apply(&(subuser("bot", "") + &access_key("first", "bot", "secret: {name: shared}")));
     room.becomes("accesskey/first", "Ready", "True/Issued");
+    let taken = room.field("secret/shared", "");
     room.apply(&access_key("second", "bot", "secret: {name: shared}"));
     room.becomes("accesskey/second", "Stalled", "True/SecretConflict");
+    room.rests(30);
+    assert_eq!(room.field("secret/shared", ""), taken);
     let id = |key: &str| room.field(&format!("accesskey/{key}"), ".status.accessKeyID");
     assert_eq!(room.data("shared")["access-key-id"], id("first"));
     room.disable_and_delete("first");
