@@ -13,6 +13,10 @@ use std::{
 
 use accesskey_operator::api::manifests;
 use controlplane::{ControlPlane, Settings};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 
 /// A control plane with CRDs, policies and the operator's rights in it.
 pub struct Cluster {
@@ -64,6 +68,13 @@ impl Cluster {
             .spawn()
             .unwrap();
         Operator { child, log }
+    }
+
+    /// A client as a user of the control plane, for what kubectl is too slow for.
+    pub async fn client(&self, user: &str) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.control_plane.kubeconfig_for(user)).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        Client::try_from(config).unwrap()
     }
 
     /// A namespace for one test.
@@ -167,6 +178,12 @@ impl Operator {
     /// SIGKILL.
     pub fn kill(mut self) {
         self.end();
+    }
+
+    /// SIGKILL, and a new one in its place.
+    pub fn replace(&mut self, start: impl FnOnce() -> Self) {
+        self.end();
+        *self = start();
     }
 
     /// SIGTERM; returns whether it ended with status 0, within 20 s.
