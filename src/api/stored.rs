@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt, core::NamespaceResourceScope};
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
+    ser::Error as _,
 };
 use serde_json::Value;
 
@@ -135,6 +136,23 @@ impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
                 let metadata = object.get("metadata").cloned().unwrap_or_default();
                 let metadata = ObjectMeta::deserialize(metadata).map_err(D::Error::custom)?;
                 Ok(Self::Invalid(Invalid { metadata, error: error.to_string(), object }))
+            }
+        }
+    }
+}
+
+/// As it was read, but for `metadata`, which is as it is now.
+impl<K: Serialize> Serialize for Stored<K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Valid(object) => object.serialize(serializer),
+            Self::Invalid(Invalid { metadata, object, .. }) => {
+                let metadata = serde_json::to_value(metadata).map_err(S::Error::custom)?;
+                let mut object = object.clone();
+                if let Some(fields) = object.as_object_mut() {
+                    fields.insert("metadata".to_owned(), metadata);
+                }
+                object.serialize(serializer)
             }
         }
     }

@@ -46,7 +46,7 @@ pub enum Refusal {
 
 /// A kind whose plans are carried out here.
 pub trait Managed:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize + 'static
 {
     /// Its controller's name in logs and metrics.
     const CONTROLLER: &'static str;
@@ -102,7 +102,7 @@ impl Executor {
         for write in writes {
             match write {
                 Write::AddFinalizer => self.patch(object, &finalizers(object, true), Part::Whole).await?,
-                Write::RemoveFinalizer => self.patch(object, &finalizers(object, false), Part::Whole).await?,
+                Write::RemoveFinalizer => self.release(object).await?,
                 Write::Disable => self.patch(object, &json!({ "spec": { "enabled": false } }), Part::Whole).await?,
                 Write::Delete => self.delete(object).await?,
                 Write::Status(status) => {
@@ -150,6 +150,23 @@ impl Executor {
             K::learned(&self.view, &change);
         }
         Ok(())
+    }
+
+    /// Takes our finalizer off. Whether that removes the object or not, no other one may come to harm.
+    ///
+    /// When the last finalizer goes, the API server deletes whatever has the name by then. It holds to the uid if the
+    /// request is a PUT; after a PATCH it holds to nothing, and asks no admission (`Store.Update` and
+    /// `deleteWithoutFinalizers` in k8s.io/apiserver). Of two replicas that take it off at once, the slower one would
+    /// delete what a user has made anew under the same name.
+    async fn release<K: Managed>(&self, object: &K) -> Result<(), CallError> {
+        if object.finalizers().iter().any(|finalizer| finalizer != FINALIZER) {
+            return self.patch(object, &finalizers(object, false), Part::Whole).await;
+        }
+        let (api, name) = self.api(object);
+        let params = PostParams { field_manager: Some(OPERATOR.into()), ..PostParams::default() };
+        let mut released = object.clone();
+        released.finalizers_mut().clear();
+        gone_is_fine(call(&self.metrics, Verb::Update, || named(object), api.replace(&name, &params, &released)).await)
     }
 
     async fn delete<K: Managed>(&self, object: &K) -> Result<(), CallError> {
