@@ -55,6 +55,12 @@ impl Cluster {
 
     /// Starts the operator as a user of the control plane, logging at `RUST_LOG` or else at debug.
     pub fn operator(&self, user: &str, arguments: &[&str]) -> Operator {
+        let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".into());
+        self.operator_logging(&level, user, arguments)
+    }
+
+    /// The same, logging at `level`.
+    pub fn operator_logging(&self, level: &str, user: &str, arguments: &[&str]) -> Operator {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = self.control_plane.folder().join(format!("operator-{number}.log"));
@@ -62,7 +68,7 @@ impl Cluster {
             .args(["run", "--admin-address=127.0.0.1:0"])
             .args(arguments)
             .env("KUBECONFIG", self.control_plane.kubeconfig_for(user))
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".into()))
+            .env("RUST_LOG", level)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
