@@ -2,13 +2,10 @@
 
 mod support;
 
-use std::{
-    sync::LazyLock,
-    time::{Duration, Instant},
-};
+use std::{sync::LazyLock, time::Instant};
 
 use controlplane::Settings;
-use support::{Cluster, Operator, access_key, eventually, subuser, text};
+use support::{Cluster, Operator, access_key, subuser};
 
 static STAGE: LazyLock<(Cluster, Operator)> = LazyLock::new(|| {
     let cluster = Cluster::start(Settings::default());
