@@ -19,7 +19,8 @@
 //!
 //! # What always holds
 //! * A Subuser has at most two credentials; not by one replica or a fresh cache, but by those two versions.
-//! * An id is derived from uid and revision, neither of which comes back; so no id is ever used twice.
+//! * An id is derived from uid, revision and the version it is recorded in, which never comes back; so no id is ever
+//!   used twice.
 //! * A place is given back only after a live read: a cache cannot tell what it has not heard of from what has gone.
 //! * Every prefix of a plan is safe, as a crash may fall between any two writes.
 //! * A Secret that the AccessKey does not control, by uid, is never touched.

@@ -44,11 +44,16 @@ const RANDOM_DIGITS: usize = 43;
 const CHECK_DIGITS: usize = 6;
 
 impl KeyId {
-    /// The id of a revision of an AccessKey. Derived, not drawn: every replica names the same pair, and an id
-    /// cannot come back, because neither a uid nor a revision does.
+    /// The id of the pair that a revision of an AccessKey gets, decided on from one version of that object.
+    ///
+    /// Derived, not drawn, and from what never comes back: the record of the pair holds only for this very
+    /// `resourceVersion`, so no id is ever recorded twice, even if somebody has cleared the status, the Secret and the
+    /// ledger, which together tell the revisions that were used.
     #[must_use]
-    pub fn derive(uid: &str, revision: i64) -> Self {
-        let digest = Sha256::new().chain_update(uid).chain_update([0]).chain_update(revision.to_be_bytes()).finalize();
+    pub fn derive(uid: &str, revision: i64, resource_version: &str) -> Self {
+        let parts = [uid.as_bytes(), &revision.to_be_bytes(), resource_version.as_bytes()];
+        let digest =
+            parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update([0]).chain_update(part)).finalize();
         Self(format!("{ID_PREFIX}{}", base32(&digest, ID_LENGTH - ID_PREFIX.len())))
     }
 
@@ -184,10 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn ids_differ_by_uid_and_by_revision_and_read_back() {
-        let ids: BTreeSet<KeyId> =
-            (1..50).flat_map(|revision| ["a", "b", "a1"].map(|uid| KeyId::derive(uid, revision))).collect();
-        assert_eq!(ids.len(), 49 * 3);
+    fn ids_differ_by_all_they_come_from_and_read_back() {
+        let versions =
+            |revision| ["a", "b", "a1"].map(|uid| ["7", "71"].map(|version| KeyId::derive(uid, revision, version)));
+        let ids: BTreeSet<KeyId> = (1..50).flat_map(versions).flatten().collect();
+        assert_eq!(ids.len(), 49 * 3 * 2);
         assert!(ids.iter().all(|id| id.as_str().parse::<KeyId>().as_ref() == Ok(id)));
         for text in
             ["", "AKO", "AKOABCDEFGHIJKLMNOP", "AKOABCDEFGHIJKLMNOPQ1", "AKOabcdefghijklmnopq", "AKIAIOSFODNN7EXAMPLE"]

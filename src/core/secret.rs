@@ -13,7 +13,7 @@ use kube::{Resource, ResourceExt, core::NamespaceResourceScope};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use super::credential::{KeyId, Pair, SecretText, fingerprint};
+use super::credential::{Entropy, KeyId, Pair, SecretText, fingerprint};
 use crate::api::{AccessKey, DataKeys, Format, GROUP, OPERATOR, REVISION, SECRET_TYPE, SecretTemplate, TEMPLATED};
 
 /// A Secret of type `accesskey.dev/access-key`. Its data is shared, never copied, not shown, and wiped when dropped.
@@ -262,8 +262,9 @@ impl Resource for PairSecret {
     }
 }
 
-/// A new pair for a revision of `key`.
+/// A new pair for a revision of `key`, to be recorded in this very version of it.
 #[must_use]
-pub fn new_pair(key: &AccessKey, revision: i64, entropy: &super::credential::Entropy) -> Pair {
-    Pair { id: KeyId::derive(&key.uid().unwrap_or_default(), revision), secret: SecretText::new(entropy) }
+pub fn new_pair(key: &AccessKey, revision: i64, entropy: &Entropy) -> Pair {
+    let (uid, version) = (key.uid().unwrap_or_default(), key.resource_version().unwrap_or_default());
+    Pair { id: KeyId::derive(&uid, revision, &version), secret: SecretText::new(entropy) }
 }

@@ -64,6 +64,7 @@ pub enum Deed {
     StripOwner(u8),
     StripFinalizer(u8),
     ClearKeyStatus(u8),
+    ClearLedger(u8),
     Revoke(u8),
     EndNamespace,
     Wait(u16),
@@ -171,6 +172,7 @@ impl World {
             Deed::StripOwner(n) => self.strip_owner(*n),
             Deed::StripFinalizer(n) => self.strip_finalizer(*n),
             Deed::ClearKeyStatus(n) => self.clear_status(*n),
+            Deed::ClearLedger(n) => self.clear_ledger(*n),
             Deed::Revoke(n) => self.edit_key_metadata(*n, |meta| {
                 let annotations = meta.annotations.get_or_insert_default();
                 annotations.insert(accesskey_operator::api::REVOKED.into(), "leaked".into());
@@ -725,6 +727,13 @@ impl World {
             key.status = None;
             self.put_key(key);
         }
+    }
+
+    /// The ledger is cleared likewise; nor may a view that is older than the wipe still show the grants in it.
+    fn clear_ledger(&mut self, n: u8) {
+        self.under_way.clear();
+        self.history.clear();
+        self.edit_subuser(n, |subuser| subuser.status = None);
     }
 
     fn adorn(&mut self, meta: &mut ObjectMeta) {
