@@ -7,6 +7,7 @@ pub mod credential;
 pub mod ledger;
 pub mod plan;
 pub mod secret;
+mod standing;
 pub mod subuser;
 
 pub use plan::{Next, Note, Plan, Write};

@@ -10,11 +10,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Resource, ResourceExt};
 
 use super::{
-    access_key::{asked_revision, barred, recorded_revision, wants},
+    access_key::{asked_revision, recorded_revision, wants},
     conditions::{self, Wanted, readiness},
     credential::principal_id,
     ledger::{Place, Rank, settle},
     plan::{Next, Plan, Write},
+    standing::barred,
 };
 use crate::api::{AccessKey, ConditionType, Invalid, KeyEntry, REVOKED, Reason, Stored, Subuser, SubuserStatus};
 
