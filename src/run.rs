@@ -99,7 +99,8 @@ pub async fn run_until(settings: RunSettings, stop: impl Future<Output = ()> + S
     };
     let readiness = Readiness::default();
     let listener = TcpListener::bind(admin_address).await.map_err(|error| Error::Listen(admin_address, error))?;
-    tracing::info!(%identity, ?scopes, admin = ?listener.local_addr().ok(), version = env!("CARGO_PKG_VERSION"), "started");
+    let admin_address = listener.local_addr().unwrap_or(admin_address);
+    tracing::info!(%identity, ?scopes, admin = %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
     tokio::spawn(axum::serve(listener, admin(Arc::clone(&metrics), readiness.clone())).into_future());
 
     let stop = stop.boxed().shared();

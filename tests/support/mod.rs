@@ -2,12 +2,16 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod leak;
+
 use std::{
-    io::Write,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -23,26 +27,39 @@ pub struct Cluster {
     pub control_plane: ControlPlane,
 }
 
-/// An `accesskey-operator run` process; killed when dropped, and when the test program ends with it in a static.
+/// An `accesskey-operator run` process; killed when dropped, and when the test program ends with it in a static. If it
+/// ever logs a secret, the test program ends.
 pub struct Operator {
     child: Child,
     pub log: PathBuf,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Cluster {
     pub fn start(settings: Settings) -> Self {
+        let cluster = Self::bare(settings);
+        cluster.install();
+        cluster
+    }
+
+    /// A cluster in which nothing but the operator's rights was prepared.
+    pub fn bare(settings: Settings) -> Self {
         let cluster = Self { control_plane: ControlPlane::start(settings).unwrap() };
-        let all: Vec<String> = manifests().unwrap().into_iter().map(|(_, text)| text).collect();
-        cluster.apply(&all.join("\n---\n"));
-        cluster.kubectl("wait --for=condition=Established crd/subusers.accesskey.dev crd/accesskeys.accesskey.dev");
         cluster.apply(&std::fs::read_to_string(repository("examples/operator/rbac.yaml")).unwrap());
         for user in ["operator", "operator-2"] {
             cluster
                 .kubectl(&format!("create clusterrolebinding {user} --clusterrole=accesskey-operator --user={user}"));
             cluster.kubectl(&format!("create rolebinding {user} --role=accesskey-operator --user={user}"));
         }
-        cluster.policies_work();
         cluster
+    }
+
+    /// Installs CRDs and policies, and waits until they work.
+    pub fn install(&self) {
+        let all: Vec<String> = manifests().unwrap().into_iter().map(|(_, text)| text).collect();
+        self.apply(&all.join("\n---\n"));
+        self.kubectl("wait --for=condition=Established crd/subusers.accesskey.dev crd/accesskeys.accesskey.dev");
+        self.policies_work();
     }
 
     /// The API server takes up new policies after a moment.
@@ -64,16 +81,17 @@ impl Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = self.control_plane.folder().join(format!("operator-{number}.log"));
-        let child = leashed(Path::new(env!("CARGO_BIN_EXE_accesskey-operator")))
+        let mut child = leashed(Path::new(env!("CARGO_BIN_EXE_accesskey-operator")))
             .args(["run", "--admin-address=127.0.0.1:0"])
             .args(arguments)
             .env("KUBECONFIG", self.control_plane.kubeconfig_for(user))
             .env("RUST_LOG", level)
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Operator { child, log }
+        let reader = leak::copy_watchfully(child.stderr.take().unwrap(), &log);
+        Operator { child, log, reader: Some(reader) }
     }
 
     /// A client as a user of the control plane, for what kubectl is too slow for.
@@ -205,9 +223,50 @@ impl Operator {
         false
     }
 
+    /// What it has logged so far.
+    pub fn logged(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap()).into_owned()
+    }
+
+    /// Status and body of its answer at a path of the admin address.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut connection = TcpStream::connect(self.admin_address()).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(connection, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").1;
+        text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap().parse().unwrap()
+    }
+
+    /// The system chose the port; the program says which.
+    #[track_caller]
+    fn admin_address(&self) -> SocketAddr {
+        let mut address = None;
+        eventually("the operator listens", Duration::from_secs(20), || {
+            let log = self.logged();
+            let started = log.lines().find(|line| line.contains(r#""message":"started""#));
+            address = started
+                .and_then(|line| line.split_once("127.0.0.1:"))
+                .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap());
+            address.is_some()
+        });
+        SocketAddr::from(([127, 0, 0, 1], address.unwrap()))
+    }
+
     fn end(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 }
 
@@ -261,7 +320,8 @@ pub fn repository(path: &str) -> PathBuf {
 /// A command whose process ends when the test program does, however that ends: the shell that becomes the program
 /// leaves another behind, which kills their group once nobody holds the other end of its stdin.
 pub fn leashed(program: &Path) -> Command {
-    const LEASH: &str = r#"exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 3<&- & exec 3<&-; exec "$@""#;
+    const LEASH: &str =
+        r#"exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 3<&- >&- 2>&- & exec 3<&-; exec "$@""#;
     let mut command = Command::new("sh");
     command.args(["-c", LEASH, "leashed"]).arg(program).process_group(0).stdin(Stdio::piped());
     command
