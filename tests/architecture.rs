@@ -1,5 +1,7 @@
 //! The shape of the code: which module may know which, and what the core may not know at all.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+
 use std::{
     collections::BTreeMap,
     fs,
