@@ -193,7 +193,12 @@ fn block_deletion(seen: &Observed<'_>, held: Vec<KeyEntry>, now: Timestamp) -> P
     let blocked = Wanted::while_true(ConditionType::DeletionBlocked, Reason::HasAccessKeys, message);
     let kept =
         conditions::merge(&before.conditions, std::slice::from_ref(&blocked), seen.subuser.meta().generation, now);
-    let status = SubuserStatus { conditions: kept, keys: Some(held), ..before.clone() };
+    let status = SubuserStatus {
+        observed_generation: seen.subuser.meta().generation,
+        conditions: kept,
+        keys: Some(held),
+        ..before.clone()
+    };
     write(&before, status, conditions::note(&before.conditions, &[blocked]))
 }
 
