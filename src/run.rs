@@ -25,6 +25,9 @@ use crate::{
 /// How long work that is under way may take to finish after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(15);
 
+/// How long giving the lease back may take after that. Together they stay below the 30 s that a Pod is given.
+const RELEASE: Duration = Duration::from_secs(3);
+
 /// The lease: renewed so seldom that an idle operator is hardly noticed, since its loss endangers nothing.
 const LEASE: Duration = Duration::from_secs(45);
 const RENEW_DEADLINE: Duration = Duration::from_secs(30);
@@ -132,6 +135,7 @@ pub async fn run_until(settings: RunSettings, stop: impl Future<Output = ()> + S
                     std::future::pending::<()>().await;
                 }
             });
+            let overdue = stop.clone().then(|()| tokio::time::sleep(DRAIN + RELEASE));
             tokio::select! {
                 held = election.with_lease(async { work().await }) => {
                     if held.is_none() {
@@ -139,7 +143,10 @@ pub async fn run_until(settings: RunSettings, stop: impl Future<Output = ()> + S
                     }
                 }
                 () = waiting_only => {}
+                () = overdue => tracing::warn!("the API server does not answer: the lease is left to expire"),
             }
+            // A lost lease has cut the work off.
+            metrics.leads(false);
         } else {
             work().await;
         }

@@ -8,9 +8,7 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
-        WatchStreamExt,
         reflector::{Lookup, ObjectRef},
-        utils::Backoff,
         watcher::{self, Event, watcher},
     },
 };
@@ -25,6 +23,9 @@ use crate::{
     api::{AccessKey, SECRET_TYPE, Stored, Subuser},
     core::secret::PairSecret,
 };
+
+/// The longest pause between the tries of a broken watch: short, because a late cache costs more than a request.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// An AccessKey to look at.
 pub type KeyRef = ObjectRef<Stored<AccessKey>>;
@@ -213,38 +214,32 @@ impl View {
     ) where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        let mut events = std::pin::pin!(events.backoff(Pauses(0)));
+        let mut events = std::pin::pin!(events);
+        let mut failures = 0;
+        let mut told = None;
         while let Some(event) = events.next().await {
             match event {
-                Ok(event) => cache.apply(&event).iter().for_each(|change| changed(self, change)),
-                Err(error) => complain::<K>(&error, cache.is_complete()),
+                Ok(event) => {
+                    // A try begins with `Init`, before anything is asked: kube's own backoff takes that for a success.
+                    if !matches!(event, Event::Init) {
+                        (failures, told) = (0, None);
+                    }
+                    cache.apply(&event).iter().for_each(|change| changed(self, change));
+                }
+                Err(error) => {
+                    let code = code(&error);
+                    complain::<K>(code, cache.is_complete(), told == Some(code));
+                    told = Some(code);
+                    failures += 1;
+                    tokio::time::sleep(pause(failures, LONGEST_PAUSE)).await;
+                }
             }
         }
     }
 }
 
-/// Pauses between the tries of a broken watch: short, because a late cache costs more than a request.
-struct Pauses(u32);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.0 += 1;
-        Some(pause(self.0, Duration::from_secs(5)))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-}
-
-/// A broken watch heals by itself; what does not heal is worth a line that says what to do.
-fn complain<K: Resource<DynamicType = ()>>(error: &watcher::Error, once_complete: bool) {
-    let kind = K::plural(&());
-    let code = if let watcher::Error::InitialListFailed(kube::Error::Api(status))
+fn code(error: &watcher::Error) -> u16 {
+    if let watcher::Error::InitialListFailed(kube::Error::Api(status))
     | watcher::Error::WatchStartFailed(kube::Error::Api(status))
     | watcher::Error::WatchFailed(kube::Error::Api(status))
     | watcher::Error::WatchError(status) = error
@@ -252,8 +247,14 @@ fn complain<K: Resource<DynamicType = ()>>(error: &watcher::Error, once_complete
         status.code
     } else {
         0
-    };
+    }
+}
+
+/// A broken watch heals by itself; what does not heal is worth one line that says what to do.
+fn complain<K: Resource<DynamicType = ()>>(code: u16, once_complete: bool, again: bool) {
+    let kind = K::plural(&());
     match code {
+        _ if again => tracing::debug!(%kind, code, "watch failed again"),
         404 => {
             tracing::warn!(%kind, "waiting for the CRD: install it with `accesskey-operator crds | kubectl apply -f -`");
         }
