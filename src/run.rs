@@ -14,7 +14,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use rand::{RngExt, distr::Alphanumeric};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     api::{OPERATOR, manifests},
@@ -45,6 +48,9 @@ pub enum Error {
     /// The admin address is taken or not ours.
     #[error("cannot listen on --admin-address {0}")]
     Listen(std::net::SocketAddr, #[source] std::io::Error),
+    /// The operating system does not let us hear of signals.
+    #[error("cannot listen for signals")]
+    Signal(#[source] std::io::Error),
     /// The output could not be written.
     #[error("cannot print")]
     Print(#[source] std::io::Error),
@@ -82,7 +88,7 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// When there is no cluster to talk to, or the admin address cannot be had.
 pub async fn run(settings: RunSettings) -> Result<(), Error> {
-    run_until(settings, terminated()).await
+    run_until(settings, terminated()?).await
 }
 
 /// Runs the controllers until `stop` completes, then finishes what is under way and gives the lease back.
@@ -215,22 +221,16 @@ fn drawn_identity() -> String {
     format!("{OPERATOR}-{}", suffix.to_lowercase())
 }
 
-async fn terminated() {
-    let interrupted = async {
-        let _ = tokio::signal::ctrl_c().await;
-    };
-    let told = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+/// SIGTERM or Ctrl-C. They are listened for from now on, not from the first poll: one that comes early must not kill.
+fn terminated() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
+    let mut told = signal(SignalKind::terminate()).map_err(Error::Signal)?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
+    Ok(async move {
+        tokio::select! {
+            _ = told.recv() => {}
+            _ = interrupted.recv() => {}
         }
-    };
-    tokio::select! {
-        () = interrupted => {}
-        () = told => {}
-    }
+    })
 }
 
 fn print_manifests() -> Result<(), Error> {
