@@ -67,7 +67,8 @@ pub fn main() -> ExitCode {
         Command::Crds => print_manifests(),
         Command::Run(settings) => {
             log_to_stderr();
-            tokio::runtime::Builder::new_multi_thread()
+            // One thread: the work is to wait for the API server, and waking another thread costs more than it gains.
+            tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(Error::Print)
