@@ -29,6 +29,7 @@ use super::{
     execute::{Execution, Executor, Managed, Refusal},
     metrics::Metrics,
     observe::Observer,
+    task::apart,
     watch::{Due, View},
 };
 use crate::{
@@ -105,12 +106,12 @@ impl Controllers {
                 () = stopped => return,
             }
             tracing::info!(scope = ?view.scope, "caches complete, working");
-            let keys = control(due.keys, view.keys.store(), &work, stop.clone(), reconcile_key);
-            let subusers = control(due.subusers, view.subusers.store(), &work, stop, reconcile_subuser);
-            tokio::join!(keys, subusers);
+            let keys = control(due.keys, view.keys.store(), Arc::clone(&work), stop.clone(), reconcile_key);
+            let subusers = control(due.subusers, view.subusers.store(), work, stop, reconcile_subuser);
+            tokio::join!(apart(keys), apart(subusers));
         };
         tokio::select! {
-            () = view.watch(client) => {}
+            () = Arc::clone(&view).watch(client) => {}
             () = control => {}
         }
     }
@@ -120,7 +121,7 @@ impl Controllers {
 async fn control<K, F>(
     due: UnboundedReceiver<ObjectRef<K>>,
     store: Store<K>,
-    work: &Arc<Work>,
+    work: Arc<Work>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
     reconcile: fn(Arc<Work>, Arc<K>) -> F,
 ) where
@@ -135,7 +136,7 @@ async fn control<K, F>(
     let run = move |object: Arc<K>, work: Arc<Work>| {
         Box::pin(async move {
             let started = Instant::now();
-            let outcome = reconcile(Arc::clone(&work), Arc::clone(&object)).await;
+            let outcome = apart(reconcile(Arc::clone(&work), Arc::clone(&object))).await;
             let result = match &outcome {
                 Ok(_) => "done",
                 Err(Error::Call(CallError { failure: Failure::Conflict, .. })) => "conflict",
@@ -147,7 +148,7 @@ async fn control<K, F>(
     };
     let never = |_: Arc<K>, _: &Infallible, _: Arc<Work>| Action::await_change();
     let config = Config::default().concurrency(CONCURRENCY);
-    applier(run, never, Arc::clone(work), store, due, config).for_each(|_| async {}).await;
+    applier(run, never, work, store, due, config).for_each(|_| async {}).await;
 }
 
 async fn reconcile_key(work: Arc<Work>, key: Arc<Stored<AccessKey>>) -> Result<Next, Error> {

@@ -8,6 +8,7 @@ mod events;
 mod execute;
 mod metrics;
 mod observe;
+mod task;
 mod watch;
 
 pub use controllers::{Controllers, Scope};

@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::{
     cache::{Cache, Change, Name, Referrers, name_of},
     call::pause,
+    task::apart,
 };
 use crate::{
     api::{AccessKey, SECRET_TYPE, Stored, Subuser},
@@ -90,20 +91,23 @@ impl View {
     }
 
     /// Keeps the caches up to date; ends only when it is dropped.
-    pub async fn watch(&self, client: Client) {
+    pub async fn watch(self: Arc<Self>, client: Client) {
         let any = watcher::Config::default;
-        let namespaces = async {
-            if self.scope == Scope::Cluster {
-                let api = Api::all(client.clone());
-                self.follow(watcher(api, any()), &self.namespaces, Self::namespace_changed).await;
-            }
-        };
-        let secrets = any().fields(&format!("type={SECRET_TYPE}"));
+        let of_our_type = any().fields(&format!("type={SECRET_TYPE}"));
+        let keys = watcher(self.scope.api(client.clone()), any());
+        let subusers = watcher(self.scope.api(client.clone()), any());
+        let secrets = watcher(self.scope.api(client.clone()), of_our_type);
+        let namespaces = watcher(Api::all(client), any());
+        let [one, two, three, four] = [(); 4].map(|()| Arc::clone(&self));
         tokio::join!(
-            self.follow(watcher(self.scope.api(client.clone()), any()), &self.keys, Self::key_changed),
-            self.follow(watcher(self.scope.api(client.clone()), any()), &self.subusers, Self::subuser_changed),
-            self.follow(watcher(self.scope.api(client.clone()), secrets), &self.secrets, Self::secret_changed),
-            namespaces,
+            apart(async move { one.follow(keys, &one.keys, Self::key_changed).await }),
+            apart(async move { two.follow(subusers, &two.subusers, Self::subuser_changed).await }),
+            apart(async move { three.follow(secrets, &three.secrets, Self::secret_changed).await }),
+            apart(async move {
+                if four.scope == Scope::Cluster {
+                    four.follow(namespaces, &four.namespaces, Self::namespace_changed).await;
+                }
+            }),
         );
     }
 
