@@ -14,7 +14,7 @@ pub use access_key::{
 pub use condition::{ConditionType, Reason};
 pub use lifetime::Lifetime;
 pub use manifests::{access_key_crd, manifests, subuser_crd};
-pub use stored::{Invalid, Stored};
+pub use stored::{Invalid, Stored, lean_metadata};
 pub use subuser::{KeyEntry, Subuser, SubuserSpec, SubuserStatus};
 
 /// API group of every kind here.

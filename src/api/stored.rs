@@ -3,16 +3,16 @@
 //! kube's `DeserializeGuard` serves the same end; it keeps only the metadata of an unreadable object, while
 //! deleting one needs to know whether it was disabled.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt, core::NamespaceResourceScope};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{DeserializeOwned, Error as _},
+    de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
     ser::Error as _,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{AccessKey, AccessKeyStatus, DeletionPolicy, FINALIZER, FORCE_DELETE, Subuser, SubuserStatus};
 
@@ -124,12 +124,53 @@ fn status<S: DeserializeOwned + Default>(object: &Value) -> S {
     object.get("status").and_then(|status| S::deserialize(status).ok()).unwrap_or_default()
 }
 
+/// Reads metadata but for `managedFields`, which is often the larger part of an object and of no use here.
+///
+/// # Errors
+/// It is not metadata.
+pub fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let metadata = Without(&["managedFields"]).deserialize(deserializer)?;
+    ObjectMeta::deserialize(metadata).map_err(D::Error::custom)
+}
+
+/// A JSON object of which what is at this path is skipped unread.
+struct Without<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Without<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Without<'_> {
+    type Value = Value;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut read = Map::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            let value = match self.0 {
+                [skipped] if name == *skipped => {
+                    fields.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                [parent, rest @ ..] if name == *parent => fields.next_value_seed(Without(rest))?,
+                _ => fields.next_value()?,
+            };
+            read.insert(name, value);
+        }
+        Ok(Value::Object(read))
+    }
+}
+
 impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut object = Value::deserialize(deserializer)?;
-        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("managedFields");
-        }
+        let object = Without(&["metadata", "managedFields"]).deserialize(deserializer)?;
         match K::deserialize(&object) {
             Ok(object) => Ok(Self::Valid(object)),
             Err(error) => {
@@ -190,5 +231,38 @@ impl<K: Resource<Scope = NamespaceResourceScope>> Resource for Stored<K> {
             Self::Valid(object) => object.meta_mut(),
             Self::Invalid(invalid) => &mut invalid.metadata,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stored(extra: &Value) -> Value {
+        let mut object = json!({
+            "apiVersion": "accesskey.dev/v1alpha1", "kind": "AccessKey",
+            "metadata": { "name": "a", "uid": "u", "managedFields": [{ "manager": "m", "fieldsV1": { "f:spec": {} } }] },
+            "spec": { "subuserRef": { "name": "bot" }, "enabled": false },
+        });
+        object["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        object
+    }
+
+    #[test]
+    fn reads_all_but_managed_fields() {
+        let key: Stored<AccessKey> = serde_json::from_str(&stored(&json!({ "role": "viewer" })).to_string()).unwrap();
+        assert_eq!(key.valid().unwrap().spec.role.as_deref(), Some("viewer"));
+        assert_eq!((key.meta().uid.as_deref(), key.meta().managed_fields.is_none()), (Some("u"), true));
+    }
+
+    #[test]
+    fn what_does_not_read_is_kept_whole_and_written_back_as_it_was() {
+        let key: Stored<AccessKey> = serde_json::from_value(stored(&json!({ "role": 7 }))).unwrap();
+        assert_eq!((key.valid(), key.is_enabled(), key.subuser_name()), (None, false, Some("bot")));
+        let mut expected = stored(&json!({ "role": 7 }));
+        expected["metadata"] = json!({ "name": "a", "uid": "u" });
+        assert_eq!(serde_json::to_value(&key).unwrap(), expected);
     }
 }

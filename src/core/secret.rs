@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::credential::{Entropy, KeyId, Pair, SecretText, fingerprint};
-use crate::api::{AccessKey, DataKeys, Format, GROUP, OPERATOR, REVISION, SECRET_TYPE, SecretTemplate, TEMPLATED};
+use crate::api::{
+    AccessKey, DataKeys, Format, GROUP, OPERATOR, REVISION, SECRET_TYPE, SecretTemplate, TEMPLATED, lean_metadata,
+};
 
 /// A Secret of type `accesskey.dev/access-key`. Its data is shared, never copied, not shown, and wiped when dropped.
 #[derive(Clone, PartialEq)]
@@ -202,7 +204,7 @@ struct Wire<'a> {
     api_version: Cow<'a, str>,
     #[serde(default)]
     kind: Cow<'a, str>,
-    #[serde(default)]
+    #[serde(deserialize_with = "lean_metadata")]
     metadata: ObjectMeta,
     #[serde(rename = "type", default)]
     type_: Cow<'a, str>,
@@ -212,8 +214,7 @@ struct Wire<'a> {
 
 impl<'de> Deserialize<'de> for PairSecret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Wire { mut metadata, data, .. } = Wire::deserialize(deserializer)?;
-        metadata.managed_fields = None;
+        let Wire { metadata, data, .. } = Wire::deserialize(deserializer)?;
         let data = data.into_iter().flatten().map(|(name, bytes)| (name, Zeroizing::new(bytes.0))).collect();
         Ok(Self { metadata, data: Arc::new(data) })
     }
