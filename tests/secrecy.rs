@@ -75,10 +75,10 @@ fn debug_text_of_a_decision_shows_no_secret() {
     };
 
     let plan = access_key::plan(&seen, jiff::Timestamp::UNIX_EPOCH, &entropy);
-    let secret = plan.writes.iter().find_map(|write| match write {
-        Write::CreateSecret(secret) => Some(secret.clone()),
-        _ => None,
-    });
+    let secret = plan
+        .writes
+        .iter()
+        .find_map(|write| if let Write::CreateSecret(secret) = write { Some(secret.clone()) } else { None });
     let secret = secret.expect("the plan makes a pair");
     let sent = serde_json::to_string(&secret).unwrap();
     assert!(secret_in(sent.as_bytes()).is_some(), "on the wire it is there");
@@ -101,7 +101,7 @@ fn the_search_finds_every_form_of_a_secret_and_nothing_else() {
         let json = |bytes: &[u8]| serde_json::to_string(&ByteString(bytes.to_vec())).unwrap();
         for before in ["", "x", "xy", "id,", "AKO.", "[default]\n"] {
             let text = format!("{before}{secret}\n");
-            let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let hex = hex(&text);
             let forms = [json(text.as_bytes()), hex.to_uppercase(), hex, format!("{:?}", text.as_bytes()), text];
             for form in forms {
                 let line = format!("some log line with {form} in it");
@@ -224,6 +224,10 @@ fn secrets(cluster: &Cluster) -> BTreeSet<String> {
     texts.filter(|text| text.parse::<SecretText>().is_ok()).collect()
 }
 
+fn hex(text: &str) -> String {
+    text.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
 /// The ways to write one secret, whatever stands before it.
 struct Forms(Vec<String>);
 
@@ -235,7 +239,7 @@ impl Forms {
             let text = text.as_str().unwrap().trim_end_matches('=').to_owned();
             text[before.len() + 1..text.len() - 1].to_owned()
         });
-        let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(secret);
         let bytes = format!("{:?}", secret.as_bytes());
         let bytes = bytes.trim_matches(['[', ']']).to_owned();
         Self([vec![secret.to_owned(), hex.to_uppercase(), hex, bytes], base64.to_vec()].concat())
