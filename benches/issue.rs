@@ -15,6 +15,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::fmt::Write as _;
 use std::{
     collections::BTreeSet,
     fmt::Debug,
@@ -444,7 +445,7 @@ impl Table {
         for (what, values) in &mut self.0 {
             let median = percentile(values, 50);
             let (least, most) = (values[0], values[values.len() - 1]);
-            text += &format!("{what:<55} {median:>9.2}   {least:.2}..{most:.2}\n");
+            let _ = writeln!(text, "{what:<55} {median:>9.2}   {least:.2}..{most:.2}");
         }
         text
     }

@@ -1,5 +1,14 @@
 //! What the operator costs the API server, counted in its audit log: for each key, after a crash, and when idle.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test may"
+)]
+
 mod support;
 
 use std::{
@@ -193,7 +202,7 @@ async fn create_subusers(client: &Client) {
         });
         let subusers = &subusers;
         async move {
-            drop(subusers.create(&PostParams::default(), &serde_json::from_value(subuser).unwrap()).await.unwrap())
+            drop(subusers.create(&PostParams::default(), &serde_json::from_value(subuser).unwrap()).await.unwrap());
         }
     };
     stream::iter(0..SUBUSERS).for_each_concurrent(IN_FLIGHT, create).await;

@@ -4,6 +4,17 @@
 //! The history is complete, or the test fails: watches from a known version, never a second list. Versions are global in
 //! etcd, so ordering all revisions by them gives what was true at each moment, over all kinds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::needless_pass_by_value,
+    clippy::multiple_bound_locations,
+    reason = "a test may"
+)]
+
 mod support;
 
 use std::{
@@ -54,7 +65,9 @@ fn two_operators_killed_every_second_break_no_promise() {
         let tally = tallies.into_iter().fold(Tally::default(), Tally::plus);
         converge(&client).await;
         let revisions = recorder.up_to_date(&client).await;
-        watches.iter().for_each(|watch| assert!(!watch.is_finished(), "a watch ended"));
+        for watch in &watches {
+            assert!(!watch.is_finished(), "a watch ended");
+        }
         println!(
             "{} revisions seen ({} of Subusers, {} of AccessKeys, {} of Secrets), {} watches resumed, {kills} kills, {} keys \
              created, {} deleted, {} Secrets deleted, {} Subusers switched off",

@@ -48,6 +48,6 @@ mod tests {
     #[tokio::test]
     #[should_panic(expected = "inside")]
     async fn passes_a_panic_on() {
-        apart(async { panic!("inside") }).await
+        apart(async { panic!("inside") }).await;
     }
 }
