@@ -204,10 +204,7 @@ mod tests {
 
     #[test]
     fn a_secret_keeps_all_256_bits() {
-        assert_eq!(
-            secret(0).expose(),
-            "aks_0000000000000000000000000000000000000000000000".to_owned() + &secret(0).expose()[50..]
-        );
+        assert!(secret(0).expose().starts_with(&format!("aks_{}", "0".repeat(43))));
         let distinct: BTreeSet<String> = (0..=255).map(|byte| secret(byte).expose().to_owned()).collect();
         assert_eq!(distinct.len(), 256);
         assert!(distinct.iter().all(|text| text.len() == 53));
