@@ -4,19 +4,6 @@
 //! The history is complete, or the test fails: watches from a known version, never a second list. Versions are global in
 //! etcd, so ordering all revisions by them gives what was true at each moment, over all kinds.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    clippy::needless_pass_by_value,
-    clippy::multiple_bound_locations,
-    reason = "a test may"
-)]
-
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
@@ -34,12 +21,14 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    core::NamespaceResourceScope,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use support::{Cluster, Operator};
+
+use crate::support::{Cluster, Operator};
 
 const NAMESPACE: &str = "churn";
 const SUBUSERS: usize = 10;
@@ -62,12 +51,10 @@ fn two_operators_killed_every_second_break_no_promise() {
 
         let churns = join_all((0..SUBUSERS).map(|number| churn(client.clone(), number, seed)));
         let (tallies, (operators, kills)) = tokio::join!(churns, kill_at_random(&cluster, seed));
-        let tally = tallies.into_iter().fold(Tally::default(), Tally::plus);
+        let tally = tallies.iter().fold(Tally::default(), Tally::plus);
         converge(&client).await;
         let revisions = recorder.up_to_date(&client).await;
-        for watch in &watches {
-            assert!(!watch.is_finished(), "a watch ended");
-        }
+        assert!(!watches.iter().any(tokio::task::JoinHandle::is_finished), "a watch ended");
         println!(
             "{} revisions seen ({} of Subusers, {} of AccessKeys, {} of Secrets), {} watches resumed, {kills} kills, {} keys \
              created, {} deleted, {} Secrets deleted, {} Subusers switched off",
@@ -218,7 +205,9 @@ struct Recorder {
 }
 
 /// A kind that is recorded.
-trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+trait Watched:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static
+{
     fn seen(&self) -> Object;
 }
 
@@ -335,10 +324,7 @@ fn of_our_type() -> String {
     format!("type={SECRET_TYPE}")
 }
 
-async fn list<K: Watched>(client: &Client, fields: &str) -> Vec<K>
-where
-    K: Resource<Scope = kube::core::NamespaceResourceScope>,
-{
+async fn list<K: Watched>(client: &Client, fields: &str) -> Vec<K> {
     let api = Api::<K>::namespaced(client.clone(), NAMESPACE);
     api.list(&ListParams::default().fields(fields)).await.unwrap().items
 }
@@ -361,7 +347,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn plus(self, other: Self) -> Self {
+    fn plus(self, other: &Self) -> Self {
         Self {
             created: self.created + other.created,
             deleted: self.deleted + other.deleted,

@@ -1,16 +1,5 @@
 //! What the operator costs the API server, counted in its audit log: for each key, after a crash, and when idle.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "a test may"
-)]
-
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -26,7 +15,8 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use serde_json::{Value, json};
-use support::{Cluster, Operator};
+
+use crate::support::{Cluster, Operator};
 
 const NAMESPACE: &str = "cost";
 const SUBUSERS: usize = 500;
@@ -202,7 +192,7 @@ async fn create_subusers(client: &Client) {
         });
         let subusers = &subusers;
         async move {
-            drop(subusers.create(&PostParams::default(), &serde_json::from_value(subuser).unwrap()).await.unwrap());
+            subusers.create(&PostParams::default(), &serde_json::from_value(subuser).unwrap()).await.unwrap();
         }
     };
     stream::iter(0..SUBUSERS).for_each_concurrent(IN_FLIGHT, create).await;
@@ -216,7 +206,9 @@ async fn create_keys(client: &Client) {
             "spec": { "subuserRef": { "name": subuser_name(number % SUBUSERS) } },
         });
         let keys = &keys;
-        async move { drop(keys.create(&PostParams::default(), &serde_json::from_value(key).unwrap()).await.unwrap()) }
+        async move {
+            keys.create(&PostParams::default(), &serde_json::from_value(key).unwrap()).await.unwrap();
+        }
     };
     stream::iter(0..KEYS).for_each_concurrent(IN_FLIGHT, create).await;
 }
