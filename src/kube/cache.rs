@@ -23,12 +23,20 @@ use tokio::sync::Notify;
 
 /// Objects of one kind.
 pub struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
-    writer: std::sync::Mutex<Writer<K>>,
+    held: std::sync::Mutex<Held<K>>,
     reader: Store<K>,
     /// How many removals there were: an answer that is older than a removal must not bring the object back.
     removals: AtomicU64,
     complete: AtomicBool,
     completed: Notify,
+}
+
+/// What changes together.
+struct Held<K: Resource<DynamicType = ()> + Clone + 'static> {
+    writer: Writer<K>,
+    /// The versions that were learned from answers and that the watch has yet to bring, oldest first. Each was written
+    /// upon the one before it, so nothing of anybody else's lies between them.
+    echoes: HashMap<ObjectRef<K>, Vec<String>>,
 }
 
 /// An object as it was and as it is.
@@ -54,7 +62,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
     pub fn new() -> Self {
         let (reader, writer) = store();
         Self {
-            writer: std::sync::Mutex::new(writer),
+            held: std::sync::Mutex::new(Held { writer, echoes: HashMap::new() }),
             reader,
             removals: AtomicU64::new(0),
             complete: AtomicBool::new(false),
@@ -90,30 +98,36 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
 
     /// Takes in what a watch tells, and returns what is news.
     pub fn apply(&self, event: &Event<K>) -> Vec<Change<K>> {
-        let mut writer = self.lock();
+        let mut held = self.lock();
         match event {
             Event::Apply(object) => {
-                let before = self.reader.get(&object.to_object_ref(()));
-                if before.as_ref().is_some_and(|before| same_version(&**before, object)) {
+                let reference = object.to_object_ref(());
+                let before = self.reader.get(&reference);
+                if held.is_echo(&reference, object)
+                    || before.as_ref().is_some_and(|before| same_version(&**before, object))
+                {
                     return vec![];
                 }
-                writer.apply_watcher_event(event);
-                vec![Change { before, after: self.reader.get(&object.to_object_ref(())) }]
+                held.writer.apply_watcher_event(event);
+                vec![Change { before, after: self.reader.get(&reference) }]
             }
             Event::Delete(object) => {
-                let before = self.reader.get(&object.to_object_ref(()));
+                let reference = object.to_object_ref(());
+                let before = self.reader.get(&reference);
                 self.removals.fetch_add(1, Ordering::AcqRel);
-                writer.apply_watcher_event(event);
+                held.echoes.remove(&reference);
+                held.writer.apply_watcher_event(event);
                 vec![Change { before: before.or_else(|| Some(Arc::new(object.clone()))), after: None }]
             }
             Event::Init | Event::InitApply(_) => {
-                writer.apply_watcher_event(event);
+                held.writer.apply_watcher_event(event);
                 vec![]
             }
             Event::InitDone => {
                 let before = self.by_reference();
                 self.removals.fetch_add(1, Ordering::AcqRel);
-                writer.apply_watcher_event(event);
+                held.echoes.clear();
+                held.writer.apply_watcher_event(event);
                 self.complete.store(true, Ordering::Release);
                 self.completed.notify_waiters();
                 differences(before, &self.by_reference())
@@ -129,22 +143,26 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
     /// Takes in the answer to a write that was made from version `base` (`None`: the object did not exist), unless a
     /// watch has brought something newer meanwhile.
     pub fn learn(&self, answer: K, base: Option<&str>, sent: Moment) -> Option<Change<K>> {
-        let mut writer = self.lock();
-        let before = self.reader.get(&answer.to_object_ref(()));
+        let mut held = self.lock();
+        let object = answer.to_object_ref(());
+        let before = self.reader.get(&object);
         let unmoved = before.as_ref().and_then(|before| before.meta().resource_version.as_deref()) == base;
         if !unmoved || (base.is_none() && self.moment() != sent) {
             return None;
         }
-        let object = answer.to_object_ref(());
-        writer.apply_watcher_event(&Event::Apply(answer));
+        let version = answer.meta().resource_version.clone().unwrap_or_default();
+        held.echoes.entry(object.clone()).or_default().push(version);
+        held.writer.apply_watcher_event(&Event::Apply(answer));
         Some(Change { before, after: self.reader.get(&object) })
     }
 
     /// Takes in that exactly this object was deleted.
     pub fn forget(&self, object: &K) {
-        let mut writer = self.lock();
-        if self.reader.get(&object.to_object_ref(())).is_some_and(|known| known.meta().uid == object.meta().uid) {
-            writer.apply_watcher_event(&Event::Delete(object.clone()));
+        let mut held = self.lock();
+        let reference = object.to_object_ref(());
+        if self.reader.get(&reference).is_some_and(|known| known.meta().uid == object.meta().uid) {
+            held.echoes.remove(&reference);
+            held.writer.apply_watcher_event(&Event::Delete(object.clone()));
         }
     }
 
@@ -152,8 +170,22 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
         self.reader.state().into_iter().map(|object| (object.to_object_ref(()), object)).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Writer<K>> {
-        self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held<K>> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Held<K> {
+    /// Whether the watch brings what was learned before. An older version must not take the place of a newer answer; any
+    /// version that was not learned is newer than all that were.
+    fn is_echo(&mut self, reference: &ObjectRef<K>, object: &K) -> bool {
+        let Some(versions) = self.echoes.get_mut(reference) else { return false };
+        let place = versions.iter().position(|version| Some(version) == object.meta().resource_version.as_ref());
+        versions.drain(..place.map_or(versions.len(), |place| place + 1));
+        if versions.is_empty() {
+            self.echoes.remove(reference);
+        }
+        place.is_some()
     }
 }
 
@@ -215,4 +247,60 @@ impl Referrers {
 /// Namespace and name of an object.
 pub fn name_of(object: &impl Resource) -> Name {
     (ResourceExt::namespace(object).unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+
+    use super::*;
+
+    fn at(version: &str) -> ConfigMap {
+        let text = |text: &str| Some(text.to_owned());
+        let metadata =
+            ObjectMeta { name: text("a"), uid: text("u"), resource_version: text(version), ..ObjectMeta::default() };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    /// `w7` the watch brings version 7, `5>7` a write upon 5 is answered with 7; what is cached in the end.
+    fn check(steps: &str, expected: &str) {
+        let cache = Cache::new();
+        for step in steps.split_whitespace() {
+            match step.split_once('>') {
+                Some((base, version)) => {
+                    let base = Some(base).filter(|base| !base.is_empty());
+                    cache.learn(at(version), base, cache.moment());
+                }
+                None => {
+                    cache.apply(&Event::Apply(at(&step[1..])));
+                }
+            }
+        }
+        let found = cache.all().first().and_then(|object| object.metadata.resource_version.clone());
+        assert_eq!(found.as_deref(), Some(expected), "{steps}");
+    }
+
+    #[test]
+    fn an_echo_never_takes_the_place_of_a_newer_answer() {
+        check("w5 5>7 7>9 w7", "9");
+        check("w5 5>7 7>9 w7 w9", "9");
+        check(">5 5>7 w5", "7");
+    }
+
+    #[test]
+    fn what_others_wrote_is_news() {
+        check("w5 5>7 w7 w8", "8");
+        check("w5 5>7 w8", "8");
+        check("w5 w6 5>7", "6");
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_a_removal_brings_nothing_back() {
+        let cache = Cache::new();
+        let sent = cache.moment();
+        cache.apply(&Event::Apply(at("5")));
+        cache.apply(&Event::Delete(at("5")));
+        assert!(cache.learn(at("5"), None, sent).is_none());
+        assert!(cache.all().is_empty());
+    }
 }
