@@ -4,9 +4,9 @@
 //! | module | is | talks to |
 //! |---|---|---|
 //! | [`api`] | the contract: kinds, conditions, names, CRDs and admission policies | nobody |
-//! | [`core`] | every decision, as pure functions: what was read goes in, what to write comes out | nobody |
-//! | [`kube`] | watches, observes, executes plans, tells Events | the API server |
-//! | [`run`] | wiring, start and stop | the operating system |
+//! | [`mod@core`] | every decision, as pure functions: what was read goes in, what to write comes out | nobody |
+//! | [`mod@kube`] | watches, observes, executes plans, tells Events | the API server |
+//! | [`mod@run`] | wiring, start and stop | the operating system |
 //!
 //! Dependencies point upwards only, which `tests/architecture.rs` holds: `api ← core ← kube ← run ← main`.
 //!
